@@ -1,0 +1,87 @@
+"""One frozen struct of every setting, with units in the names.
+
+A setting comes from a flag, else from ``LEDGERD_<NAME>`` in the environment, else from the TOML file, else from the
+default here. Unknown keys are refused: a typo in a limit must not pass.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every limit and timeout of a daemon."""
+
+    # where
+    dsn: str = ""
+    listen: str = "127.0.0.1:8710"
+    http: str = "127.0.0.1:8711"
+    public_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    insecure_listen: bool = False  # plain WebSocket on an address that is not loopback
+
+    # who
+    open_sign_up: bool = False
+    sign_up_scopes: tuple[str, ...] = ("user",)
+    session_ttl_s: Positive = 86_400
+    login_failures_per_min: Annotated[int, Meta(ge=0)] = 30  # per e-mail, and per address; 0 is no limit
+    token_refresh_s: Seconds = 2.0  # how long a revocation may go unseen by an open connection
+
+    # money
+    default_currency: str = "USD"
+    currencies: dict[str, Annotated[int, Meta(ge=0, le=8)]] = {}  # scales beyond ISO 4217; ISO codes need no entry
+
+    # messages and connections
+    message_bytes_max: Positive = 262_144
+    frames_per_message_max: Positive = 1_024
+    frame_out_bytes_max: Positive = 1_048_576
+    depth_max: Positive = 32
+    batch_members_max: Positive = 1_000
+    in_flight_max: Positive = 32
+    waiting_commands_max: Positive = 256
+    waiting_bytes_max: Positive = 1_048_576
+    outbox_bytes_max: Positive = 2_097_152
+    connections_max: Positive = 20_000
+    connections_per_address_max: Positive = 20_000
+    handshake_timeout_s: Seconds = 10.0
+    authentication_timeout_s: Seconds = 10.0
+    ping_after_s: Seconds = 20.0
+    pong_timeout_s: Seconds = 20.0
+    send_timeout_s: Seconds = 30.0
+    rate_per_s: Annotated[float, Meta(ge=0)] = 0.0  # commands per principal and second; 0 is no limit
+    rate_burst: Positive = 100
+
+    # subscriptions
+    subscriptions_per_connection_max: Positive = 128
+    accounts_per_subscription_max: Positive = 1_000
+    resume_max: Positive = 10_000
+    feed_poll_s: Seconds = 1.0
+
+    # engine
+    lanes: Annotated[int, Meta(ge=1, le=32)] = 2
+    readers: Annotated[int, Meta(ge=1, le=32)] = 2
+    call_commands_max: Positive = 1_000
+    call_accounts_max: Positive = 1_000
+    unit_accounts_max: Positive = 500
+    user_inbox_max: Positive = 1_024
+    user_idle_s: Seconds = 30.0
+    command_ttl_s: Seconds = 10.0
+    unavailable_after_s: Seconds = 4.0
+    directory_entries_max: Positive = 200_000
+    min_version_wait_s: Seconds = 2.0
+
+    # database
+    connect_timeout_s: Seconds = 5.0
+    lock_timeout_s: Seconds = 4.0
+    statement_timeout_s: Seconds = 8.0
+    call_timeout_s: Seconds = 10.0
+    restarts_max: Positive = 1_000_000  # of the database generation; each one backs off
+
+    # stopping
+    drain_timeout_s: Seconds = 10.0
+    log_level: str = "info"

@@ -1,0 +1,1 @@
+"""The moving parts: router, user workers, committer lanes, hub. Knows neither WebSocket nor SQL."""

@@ -1,0 +1,1 @@
+"""The doors: WebSocket sessions, authentication, and the HTTP side door."""

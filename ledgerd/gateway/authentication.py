@@ -1,0 +1,155 @@
+"""Who is there: tokens, passwords, and noticing when a token stops being good.
+
+Secrets never leave this file but in the answer that made them; nothing here logs one.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+import argon2
+import structlog
+import trio
+
+from ledgerd.engine.ports import Books, Principal, StorageUnavailable, TokenState
+from ledgerd.gateway.clock import now_s
+from ledgerd_protocol.errors import ErrorCode, LedgerError
+
+log = structlog.get_logger("ledgerd.gateway.authentication")
+
+TOKEN_PREFIX = "lgd_"  # noqa: S105 - the prefix of every secret, not one
+TOKEN_BYTES = 32
+_SECRET = re.compile(r"lgd_[A-Za-z0-9_-]{43}")
+
+CACHE_ENTRIES_MAX = 20_000
+REVOCATION_BATCH_MAX = 1_000
+
+ARGON2_MEMORY_KIB = 19_456
+ARGON2_TIME_COST = 2
+ARGON2_PARALLELISM = 1
+PASSWORD_THREADS = 2
+"""Hashing at once: 19 MiB and a processor for some tens of milliseconds each."""
+
+
+def new_secret() -> str:
+    """A fresh token secret."""
+    return TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
+
+
+def secret_hash(secret: str) -> bytes:
+    """What is stored of a secret."""
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def principal_of(state: TokenState) -> Principal:
+    """Whom a token acts for."""
+    return Principal(
+        token_id=state.token_id,
+        user_id=state.user_id,
+        account_id=state.account_id,
+        scopes=frozenset(state.scopes),
+        expires_at_s=state.expires_at_s,
+    )
+
+
+def expired(principal: Principal) -> bool:
+    """Whether the principal's token is past its expiry."""
+    return principal.expires_at_s is not None and principal.expires_at_s <= now_s()
+
+
+class Tokens:
+    """Finds the principal of a secret, and remembers it for ``refresh_s`` seconds."""
+
+    def __init__(self, books: Books, refresh_s: float) -> None:
+        self._books = books
+        self._refresh_s = refresh_s
+        self._known: OrderedDict[bytes, tuple[Principal, float]] = OrderedDict()  # until trio time
+
+    async def principal(self, secret: str) -> Principal:
+        """Whom the secret stands for.
+
+        Raises LedgerError ``invalid_credentials`` (no such token) or ``session_expired``, and StorageUnavailable.
+        """
+        if _SECRET.fullmatch(secret) is None:
+            raise LedgerError(ErrorCode.INVALID_CREDENTIALS)
+        token_hash = secret_hash(secret)
+        known = self._known.get(token_hash)
+        if known is not None and known[1] > trio.current_time():
+            principal = known[0]
+        else:
+            principal = await self._read(token_hash)
+        if expired(principal):
+            raise LedgerError(ErrorCode.SESSION_EXPIRED)
+        return principal
+
+    async def _read(self, token_hash: bytes) -> Principal:
+        asked_at = trio.current_time()
+        state = await self._books.token_by_hash(token_hash)
+        if state is None:
+            raise LedgerError(ErrorCode.INVALID_CREDENTIALS)
+        if state.revoked_at is not None:
+            self._known.pop(token_hash, None)
+            raise LedgerError(ErrorCode.SESSION_EXPIRED)
+        principal = principal_of(state)
+        self._known[token_hash] = (principal, asked_at + self._refresh_s)
+        self._known.move_to_end(token_hash)
+        if len(self._known) > CACHE_ENTRIES_MAX:
+            self._known.popitem(last=False)
+        return principal
+
+    def forget(self) -> None:
+        """Read every token again at its next use; called when this daemon revokes some."""
+        self._known.clear()
+
+    async def watch(self, in_use: Callable[[], Iterable[int]], revoked: Callable[[int], None]) -> None:
+        """Ask for the tokens of open sessions every ``refresh_s`` seconds; ``revoked`` is told of each that is not good.
+
+        Runs until cancelled. While the database is away nothing is known and nothing is told.
+        """
+        while True:
+            await trio.sleep(self._refresh_s)
+            token_ids = sorted(set(in_use()))
+            try:
+                for start in range(0, len(token_ids), REVOCATION_BATCH_MAX):
+                    for token_id in await self._books.revoked_tokens(token_ids[start : start + REVOCATION_BATCH_MAX]):
+                        self.forget()
+                        revoked(token_id)
+            except StorageUnavailable:
+                log.debug("token_refresh_skipped")
+
+
+class Passwords:
+    """argon2id in threads, a few at a time. An unknown user costs what a wrong password costs."""
+
+    def __init__(self) -> None:
+        self._hasher = argon2.PasswordHasher(
+            time_cost=ARGON2_TIME_COST, memory_cost=ARGON2_MEMORY_KIB, parallelism=ARGON2_PARALLELISM
+        )
+        self._limiter = trio.CapacityLimiter(PASSWORD_THREADS)
+        # Random bytes in the place of a hash: nobody knows a password for it, and verifying it takes as long.
+        salt, digest = (base64.b64encode(os.urandom(size)).rstrip(b"=").decode() for size in (16, 32))
+        parameters = f"m={ARGON2_MEMORY_KIB},t={ARGON2_TIME_COST},p={ARGON2_PARALLELISM}"
+        self._nobodys_hash = f"$argon2id$v=19${parameters}${salt}${digest}"
+
+    async def hash(self, password: str) -> str:
+        """The text to store."""
+        return await trio.to_thread.run_sync(self._hasher.hash, password, limiter=self._limiter, abandon_on_cancel=True)
+
+    async def matches(self, stored: str | None, password: str) -> bool:
+        """Whether the password is the stored one; with nothing stored, False after the same work."""
+        right = await trio.to_thread.run_sync(
+            self._verify, stored or self._nobodys_hash, password, limiter=self._limiter, abandon_on_cancel=True
+        )
+        return right and stored is not None
+
+    def _verify(self, stored: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(stored, password)
+        except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+            return False

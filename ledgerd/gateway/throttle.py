@@ -1,0 +1,49 @@
+"""Token buckets: so many requests at once, so many more per second, for each of many keys."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+
+import trio
+
+KEYS_MAX = 100_000
+"""Buckets kept. The one that was used longest ago is forgotten first; it was full, or will be missed by nobody."""
+
+
+class Throttle:
+    """One bucket for each key. A rate of 0 is no limit. Not shared between daemons."""
+
+    def __init__(self, rate_per_s: float, burst: int) -> None:
+        self._rate_per_s = rate_per_s
+        self._burst = burst
+        self._buckets: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()  # tokens left, at trio time
+
+    def take(self, key: Hashable, count: int = 1) -> float:
+        """Take ``count`` tokens. 0.0 if they were there, else in how many seconds one will be; none are taken then.
+
+        More than a burst at once is let through by a full bucket, which then owes the rest.
+        """
+        if self._rate_per_s == 0:
+            return 0.0
+        left = self._left(key)
+        if left < min(count, self._burst):
+            return (min(count, self._burst) - left) / self._rate_per_s
+        self._buckets[key] = (left - count, trio.current_time())
+        if len(self._buckets) > KEYS_MAX:
+            self._buckets.popitem(last=False)
+        return 0.0
+
+    def wait_s(self, key: Hashable) -> float:
+        """In how many seconds a token will be there, without taking it."""
+        if self._rate_per_s == 0:
+            return 0.0
+        return max(0.0, (1 - self._left(key)) / self._rate_per_s)
+
+    def _left(self, key: Hashable) -> float:
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            return float(self._burst)
+        self._buckets.move_to_end(key)
+        tokens, since = bucket
+        return min(self._burst, tokens + (trio.current_time() - since) * self._rate_per_s)

@@ -1,0 +1,233 @@
+"""A lane: one connection that posts money commands, one kernel call at a time."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import asyncpg
+import structlog
+
+from ledgerd import metrics
+from ledgerd.engine.ports import (
+    ActorInfo,
+    CallRefused,
+    Command,
+    Outcome,
+    Posted,
+    Record,
+    Refused,
+    Side,
+    StorageUnavailable,
+    Unit,
+)
+from ledgerd.storage import rows
+from ledgerd.storage.connection import Crossing
+from ledgerd.storage.failures import FENCE, Failure, classify
+from ledgerd.storage.queries import QUERIES
+from ledgerd_protocol.errors import ErrorCode
+
+RERUNS_MAX = 8
+"""A call that loses this many races in a row is answered as unavailable; two lanes need one rerun for one id."""
+
+_POSTED = 0
+_REPLAYED = 1
+
+log = structlog.get_logger(__name__)
+
+
+class PostgresLane:
+    """Posts units through ledgerd.post. Owns its connection; never used by two tasks at once."""
+
+    def __init__(self, crossing: Crossing, connection: asyncpg.Connection, statement: Any) -> None:
+        self._crossing = crossing
+        self._connection = connection
+        self._statement = statement
+
+    async def post(self, units: Sequence[Unit], *, resent: bool) -> list[list[Outcome]]:
+        """See `ledgerd.engine.ports.Lane`."""
+        commands = [command for unit in units for command in unit.commands]
+        started = time.perf_counter()
+        arguments = _arguments(units, commands, resent=resent)
+        answer, stored = await self._crossing.run(lambda: self._call(arguments), self._connection)
+        metrics.CALL_SECONDS.observe(time.perf_counter() - started)
+        metrics.CALL_COMMANDS.observe(len(commands))
+        return _outcomes(units, answer, stored)
+
+    async def _call(self, arguments: tuple[Any, ...]) -> tuple[asyncpg.Record, dict[str, Record]]:
+        """The asyncio side: the call, run again when it lost a race, and the records of replayed commands."""
+        for _ in range(RERUNS_MAX):
+            try:
+                answer = await self._statement.fetchrow(*arguments)
+            except Exception as error:
+                failure = classify(error)
+                if failure is Failure.REFUSED:
+                    metrics.CALLS.labels("refused").inc()
+                    raise CallRefused(type(error).__name__) from error
+                if failure is not Failure.RERUN:
+                    metrics.CALLS.labels("unavailable").inc()
+                    raise
+                _count_rerun(error)
+                continue
+            metrics.CALLS.labels("ok").inc()
+            return answer, await self._stored(answer, arguments[4])
+        raise StorageUnavailable(f"the call lost {RERUNS_MAX} races in a row", applied=False)
+
+    async def _stored(self, answer: asyncpg.Record, transaction_ids: list[str]) -> dict[str, Record]:
+        wanted = [
+            transaction_id
+            for transaction_id, code in zip(transaction_ids, answer["codes"], strict=True)
+            if code == _REPLAYED or code == ErrorCode.ALREADY_POSTED
+        ]
+        if not wanted:
+            return {}
+        found = map(rows.record, await self._connection.fetch(QUERIES["records"], wanted))
+        return {record.transaction_id: record for record in found}
+
+
+def _count_rerun(error: Exception) -> None:
+    metrics.CALLS.labels("rerun").inc()
+    state = getattr(error, "sqlstate", None)
+    if state == FENCE:
+        metrics.FENCE_HITS.inc()
+        log.error("fence_hit", detail="the version of an account moved although its lock was held")
+    elif state in {"40P01", "40001"}:
+        metrics.DEADLOCKS.inc()
+        log.error("deadlock", sqlstate=state)
+
+
+def _arguments(units: Sequence[Unit], commands: list[Command], *, resent: bool) -> tuple[Any, ...]:
+    numbers: list[int | None] = []
+    batch_ids: list[str | None] = []
+    for number, unit in enumerate(units):
+        size = len(unit.commands)
+        numbers += [number if unit.atomic else None] * size
+        batch_ids += [unit.batch_id if unit.atomic else None] * size
+    return (
+        resent,
+        [command.attempt_id for command in commands],
+        [command.principal.token_id for command in commands],
+        [command.kind for command in commands],
+        [command.transaction_id for command in commands],
+        [command.debit_account for command in commands],
+        [command.credit_account for command in commands],
+        [command.amount_minor for command in commands],
+        [command.amount_problem for command in commands],
+        [command.currency for command in commands],
+        [command.reference for command in commands],
+        [command.reason for command in commands],
+        [command.metadata for command in commands],
+        numbers,
+        batch_ids,
+    )
+
+
+def _outcomes(units: Sequence[Unit], answer: asyncpg.Record, stored: dict[str, Record]) -> list[list[Outcome]]:
+    read = _outcome_reader(answer, stored)
+    outcomes: list[list[Outcome]] = []
+    position = 0
+    for unit in units:
+        of_unit: list[Outcome | None] = []
+        for command in unit.commands:
+            of_unit.append(read(position, command))
+            position += 1
+        outcomes.append(_whole(of_unit) if unit.atomic else [outcome for outcome in of_unit if outcome is not None])
+    return outcomes
+
+
+def _whole(outcomes: list[Outcome | None]) -> list[Outcome]:
+    """An atomic unit that failed has one refused member and nothing for the others: each gets that refusal."""
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, Refused):
+            refusal = Refused(
+                code=outcome.code,
+                data=outcome.data,
+                scale=outcome.scale,
+                attempt_id=outcome.attempt_id,
+                created_at=outcome.created_at,
+                record=outcome.record,
+                index=index,
+            )
+            return [refusal] * len(outcomes)
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _outcome_reader(
+    answer: asyncpg.Record, stored: dict[str, Record]
+) -> Callable[[int, Command], Outcome | None]:
+    codes = answer["codes"]
+    data = answer["data"]
+    created_at = rows.time_text(answer["created_at"])
+    debit_columns = [answer[name] for name in ("debit_versions", "debit_balances", "debit_held", "debit_available")]
+    credit_columns = [answer[name] for name in ("credit_versions", "credit_balances", "credit_held", "credit_available")]
+
+    def read(i: int, command: Command) -> Outcome | None:
+        code = codes[i]
+        if code == _POSTED:
+            return Posted(_fresh_record(i, command, created_at, debit_columns, credit_columns))
+        if code == _REPLAYED:
+            return Posted(stored[command.transaction_id], replayed=True)
+        if code is None:
+            return None
+        facts = command.debit_facts or command.credit_facts
+        return Refused(
+            code=ErrorCode(code),
+            data=None if data[i] is None else json.loads(data[i]),
+            scale=0 if facts is None else facts.scale,
+            attempt_id=command.attempt_id,
+            created_at=created_at,
+            record=stored.get(command.transaction_id) if code == ErrorCode.ALREADY_POSTED else None,
+        )
+
+    return read
+
+
+def _fresh_record(
+    i: int, command: Command, created_at: str, debit_columns: list[list[int]], credit_columns: list[list[int]]
+) -> Record:
+    debit, credit = command.debit_facts, command.credit_facts
+    facts = debit or credit
+    assert facts is not None
+    amount = command.amount_minor or 0
+    change = rows.moved(command.kind, amount)
+    sides = []
+    for of_side, columns, direction, sign in (
+        (debit, debit_columns, "debit", -1),
+        (credit, credit_columns, "credit", 1),
+    ):
+        if of_side is not None and columns[0][i] is not None:
+            version, balance, held, available = (column[i] for column in columns)
+            sides.append(
+                Side(
+                    account_id=of_side.account_id,
+                    user_id=of_side.user_id,
+                    direction=direction,
+                    version=version,
+                    balance=balance,
+                    held=held,
+                    available=available,
+                    balance_change=sign * change,
+                    held_change=0,
+                )
+            )
+    principal = command.principal
+    return Record(
+        transaction_id=command.transaction_id,
+        kind=command.kind,
+        status="cancelled" if command.kind == "cancel" else "posted",
+        amount=amount,
+        currency=facts.currency,
+        scale=facts.scale,
+        debit_account=None if debit is None else debit.account_id,
+        credit_account=None if credit is None else credit.account_id,
+        sides=tuple(sides),
+        reference=command.reference,
+        reason=command.reason,
+        metadata=command.metadata,
+        created_at=created_at,
+        actor=ActorInfo(principal.token_id, principal.user_id, tuple(sorted(principal.scopes))),
+    )
+
+

@@ -1,0 +1,120 @@
+"""Rows of the database as the engine's nouns."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from ledgerd.engine.ports import AccountState, ActorInfo, Record, Side, TokenState, UserState
+
+_STILL = frozenset({"hold", "release", "expiry", "limit", "freeze", "close", "cancel"})
+"""Kinds that move no money between the sides; the same list as ledgerd.moves_money."""
+
+
+def time_text(time: datetime) -> str:
+    """RFC 3339 in UTC with six digits."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _optional_time(time: datetime | None) -> str | None:
+    return None if time is None else time_text(time)
+
+
+def moved(kind: str, amount: int) -> int:
+    """What a transaction of this kind and amount moves from its debit to its credit side, in minor units."""
+    return 0 if kind in _STILL else amount
+
+
+def record(row: Any) -> Record:
+    """A row of ledgerd.records."""
+    kind = row["kind"]
+    change = moved(kind, row["amount"])
+    sides = []
+    if row["debit_version"] is not None:
+        sides.append(
+            Side(
+                account_id=row["debit_account"],
+                user_id=row["debit_user"],
+                direction="debit",
+                version=row["debit_version"],
+                balance=row["debit_balance"],
+                held=row["debit_held"],
+                available=row["debit_available"],
+                balance_change=-change,
+                held_change=row["held_change"],
+            )
+        )
+    if row["credit_version"] is not None:
+        sides.append(
+            Side(
+                account_id=row["credit_account"],
+                user_id=row["credit_user"],
+                direction="credit",
+                version=row["credit_version"],
+                balance=row["credit_balance"],
+                held=row["credit_held"],
+                available=row["credit_available"],
+                balance_change=change,
+                held_change=0,
+            )
+        )
+    return Record(
+        transaction_id=str(row["transaction_id"]),
+        kind=kind,
+        status=row["status"],
+        amount=row["amount"],
+        currency=row["currency"],
+        scale=row["scale"],
+        debit_account=_account(row["debit_account"]),
+        credit_account=_account(row["credit_account"]),
+        sides=tuple(sides),
+        reference=row["reference"],
+        reason=row["reason"],
+        metadata=row["metadata"],
+        created_at=time_text(row["created_at"]),
+        actor=ActorInfo(row["token_id"], row["actor_user"], tuple(row["actor_scopes"] or ())),
+    )
+
+
+def _account(account_id: int) -> int | None:
+    """The world's accounts are negative and nobody's to see."""
+    return account_id if account_id > 0 else None
+
+
+def account_state(row: Any) -> AccountState:
+    """A row of ledgerd.accounts with its currency's scale."""
+    return AccountState(
+        account_id=row["account_id"],
+        user_id=row["user_id"],
+        currency=row["currency"],
+        scale=row["scale"],
+        balance=row["balance"],
+        held=row["held"],
+        available=row["balance"] - row["held"] + row["overdraft_limit"],
+        overdraft_limit=row["overdraft_limit"],
+        version=row["version"],
+        status=row["status"],
+        created_at=time_text(row["created_at"]),
+        updated_at=time_text(row["updated_at"]),
+    )
+
+
+def user_state(row: Any) -> UserState:
+    """A row of ledgerd.users."""
+    return UserState(row["user_id"], row["name"], row["email"], row["status"], time_text(row["created_at"]))
+
+
+def token_state(row: Any) -> TokenState:
+    """A row of ledgerd.tokens."""
+    expires_at = row["expires_at"]
+    return TokenState(
+        token_id=row["token_id"],
+        user_id=row["user_id"],
+        account_id=row["account_id"],
+        scopes=tuple(row["scopes"]),
+        label=row["label"],
+        created_at=time_text(row["created_at"]),
+        expires_at=_optional_time(expires_at),
+        expires_at_s=None if expires_at is None else expires_at.timestamp(),
+        revoked_at=_optional_time(row["revoked_at"]),
+    )
