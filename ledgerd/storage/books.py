@@ -28,7 +28,7 @@ from ledgerd.engine.ports import (
 from ledgerd.storage import rows
 from ledgerd.storage.connection import Crossing
 from ledgerd.storage.queries import QUERIES
-from ledgerd_protocol.errors import ErrorCode, LedgerError
+from ledgerd_protocol.errors import ERROR_CODES, ErrorCode, LedgerError
 
 T = TypeVar("T")
 
@@ -203,6 +203,9 @@ class PostgresBooks:
         row = await self._row("token", token_id)
         return None if row is None else rows.token_state(row)
 
+    async def revoked_tokens(self, token_ids: Sequence[int]) -> list[int]:
+        return [row["token_id"] for row in await self._fetch("revoked_tokens", list(token_ids))]
+
     async def revoke_tokens(self, *, token_id: int | None = None, user_id: int | None = None) -> int:
         row = await self._row("revoke_tokens", token_id, user_id)
         assert row is not None
@@ -258,7 +261,7 @@ class PostgresBooks:
 
     async def attempts(self, transaction_id: str, token_ids_of: Principal) -> list[AttemptState]:
         return [
-            AttemptState(str(row["attempt_id"]), ErrorCode(row["code"]), rows.time_text(row["created_at"]))
+            AttemptState(str(row["attempt_id"]), ERROR_CODES[row["code"]], rows.time_text(row["created_at"]))
             for row in await self._fetch("attempts", transaction_id, token_ids_of.sees_all, token_ids_of.user_id)
         ]
 
@@ -289,9 +292,7 @@ class PostgresBooks:
         return list(map(rows.record, found))
 
 
-def _balance(
-    account: AccountState, version: int, balance: int, held: int, available: int, as_of: str
-) -> BalanceState:
+def _balance(account: AccountState, version: int, balance: int, held: int, available: int, as_of: str) -> BalanceState:
     return BalanceState(
         account_id=account.account_id,
         user_id=account.user_id,

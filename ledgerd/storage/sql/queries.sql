@@ -169,3 +169,10 @@ SELECT ledgerd.create_token($1, $2, $3, $4, $5, $6) AS token_id;
 -- name: revoke_tokens
 -- Revoke a token, or all of a user.
 SELECT ledgerd.revoke_tokens($1, $2) AS revoked;
+
+-- name: revoked_tokens
+-- Those of some tokens that are revoked, or not there.
+SELECT u.token_id
+FROM unnest($1::bigint []) AS u (token_id)
+LEFT JOIN ledgerd.tokens AS t ON t.token_id = u.token_id
+WHERE t.token_id IS NULL OR t.revoked_at IS NOT NULL;

@@ -67,7 +67,6 @@ DECLARE
     v_accounts bigint [];
     v_owners bigint [];
     v_account_currencies text [];
-    v_worlds bigint [];
     v_balances bigint [];
     v_helds bigint [];
     v_limits bigint [];
@@ -99,6 +98,7 @@ DECLARE
     v_stored_cancelled boolean [];
     v_stored_visible boolean [];
     v_stored_place text [];
+    v_stored_own boolean [];
     v_judged integer [] := array_fill(NULL::integer, ARRAY[v_count]);
 
     -- Atomic batches that are posted: by the tables, then by this call. A place is 'batch_id/index'.
@@ -107,6 +107,8 @@ DECLARE
     v_unit_start integer := 1;
     v_unit_failed boolean := false;
     v_unit_size integer;
+    -- Whether a member was refused when the call was sent before: then that refusal is the unit's.
+    v_unit_judged boolean;
     -- The accounts as they were when the unit began.
     v_unit_balances bigint [];
     v_unit_helds bigint [];
@@ -129,6 +131,7 @@ DECLARE
     v_place text;
     v_known_size integer;
     v_may_see boolean;
+    v_refusals boolean := false;
     v_rows integer;
     v_row record;
 BEGIN
@@ -159,37 +162,35 @@ BEGIN
     -- 2. Read, in new statements, whose snapshots are younger than the locks.
     created_at := ledgerd.clock();
     SELECT
-        array_agg(a.user_id ORDER BY u.n), array_agg(a.currency ORDER BY u.n), array_agg(c.world_account ORDER BY u.n),
+        array_agg(a.user_id ORDER BY u.n), array_agg(a.currency ORDER BY u.n),
         array_agg(a.balance ORDER BY u.n), array_agg(a.held ORDER BY u.n), array_agg(a.overdraft_limit ORDER BY u.n),
         array_agg(a.version ORDER BY u.n), array_agg(a.status ORDER BY u.n), array_agg(a.owner_disabled ORDER BY u.n)
     INTO
-        v_owners, v_account_currencies, v_worlds,
+        v_owners, v_account_currencies,
         v_balances, v_helds, v_limits,
         v_versions, v_statuses, v_disabled
     FROM unnest(v_accounts) WITH ORDINALITY AS u (account_id, n)
-    LEFT JOIN ledgerd.accounts AS a ON a.account_id = u.account_id
-    LEFT JOIN ledgerd.currencies AS c ON c.currency = a.currency;
+    LEFT JOIN ledgerd.accounts AS a ON a.account_id = u.account_id;
     v_versions_read := v_versions;
 
     -- The tokens are read here too: a revoked one moves no money, whatever a daemon still believes.
-    SELECT array_agg(s.token_id ORDER BY s.token_id) INTO v_tokens
-    FROM (SELECT DISTINCT u.token_id FROM unnest(p_token_ids) AS u (token_id)) AS s;
     SELECT
+        array_agg(u.token_id ORDER BY u.token_id),
         array_agg(
             CASE
                 WHEN t.token_id IS NULL THEN 1001
                 WHEN t.revoked_at IS NOT NULL OR t.expires_at <= clock_timestamp() THEN 1003
-            END ORDER BY u.n
+            END ORDER BY u.token_id
         ),
-        array_agg(t.user_id ORDER BY u.n), array_agg(t.account_id ORDER BY u.n),
-        array_agg(t.account_id IS NULL AND t.scopes && ARRAY['service', 'operator'] ORDER BY u.n),
-        array_agg(t.scopes && ARRAY['user', 'service', 'operator'] ORDER BY u.n),
-        array_agg(t.scopes && ARRAY['topup', 'service', 'operator'] ORDER BY u.n),
-        array_agg('operator' = ANY(t.scopes) ORDER BY u.n)
+        array_agg(t.user_id ORDER BY u.token_id), array_agg(t.account_id ORDER BY u.token_id),
+        array_agg(t.account_id IS NULL AND t.scopes && ARRAY['service', 'operator'] ORDER BY u.token_id),
+        array_agg(t.scopes && ARRAY['user', 'service', 'operator'] ORDER BY u.token_id),
+        array_agg(t.scopes && ARRAY['topup', 'service', 'operator'] ORDER BY u.token_id),
+        array_agg('operator' = ANY(t.scopes) ORDER BY u.token_id)
     INTO
-        v_token_codes, v_token_users, v_token_accounts,
+        v_tokens, v_token_codes, v_token_users, v_token_accounts,
         v_token_sees_all, v_token_spends, v_token_issues, v_token_rules
-    FROM unnest(v_tokens) WITH ORDINALITY AS u (token_id, n)
+    FROM (SELECT DISTINCT x.token_id FROM unnest(p_token_ids) AS x (token_id)) AS u
     LEFT JOIN ledgerd.tokens AS t ON t.token_id = u.token_id;
 
     -- width_bucket is a binary search here: the position of an id in a sorted array, 0 for the absent account.
@@ -220,7 +221,7 @@ BEGIN
                 CASE WHEN t.metadata IS DISTINCT FROM u.metadata THEN 'metadata' END
             ) AS mismatch,
             t.status = 'cancelled' AS cancelled,
-            t.debit_account, t.credit_account,
+            t.debit_account, t.credit_account, t.token_id,
             debit.user_id AS debit_owner, credit.user_id AS credit_owner,
             t.batch_id || '/' || t.batch_index AS place
         FROM unnest(
@@ -235,6 +236,7 @@ BEGIN
         v_stored_mismatch[v_row.i] := v_row.mismatch;
         v_stored_cancelled[v_row.i] := v_row.cancelled;
         v_stored_place[v_row.i] := v_row.place;
+        v_stored_own[v_row.i] := v_row.mismatch = '' AND v_row.token_id = p_token_ids[v_row.i];
         v_stored_visible[v_row.i] := v_token_sees_all[v_token] OR (
             v_token_users[v_token] IN (v_row.debit_owner, v_row.credit_owner)
             AND coalesce(v_token_accounts[v_token] IN (v_row.debit_account, v_row.credit_account), true)
@@ -270,9 +272,10 @@ BEGIN
             v_unit_helds := v_helds;
             v_unit_limits := v_limits;
             v_unit_versions := v_versions;
-            SELECT count(*) INTO v_unit_size FROM unnest(p_units) AS u (unit) WHERE u.unit = p_units[i];
+            SELECT count(*), bool_or(u.judged IS NOT NULL) INTO v_unit_size, v_unit_judged
+            FROM unnest(p_units, v_judged) AS u (unit, judged) WHERE u.unit = p_units[i];
         END IF;
-        CONTINUE WHEN p_units[i] IS NOT NULL AND v_unit_failed;
+        CONTINUE WHEN p_units[i] IS NOT NULL AND (v_unit_failed OR (v_unit_judged AND v_judged[i] IS NULL));
 
         v_kind := p_kinds[i];
         v_amount := p_amounts[i];
@@ -286,7 +289,9 @@ BEGIN
         -- What cannot change between two tries. -2001 is not_found for the far side.
         v_code := CASE
             WHEN v_judged[i] IS NOT NULL THEN v_judged[i]
-            WHEN v_token_codes[v_token] IS NOT NULL THEN v_token_codes[v_token]
+            -- A token that ended since the call was lost does not turn what that call posted into a refusal.
+            WHEN v_token_codes[v_token] IS NOT NULL AND NOT (p_resent AND coalesce(v_stored_own[i], false))
+                THEN v_token_codes[v_token]
             WHEN v_kind = 'credit' AND NOT v_token_issues[v_token] THEN 1004
             WHEN v_kind = 'limit' AND NOT v_token_rules[v_token] THEN 1004
             WHEN v_kind <> 'credit' AND NOT v_token_spends[v_token] THEN 1004
@@ -325,7 +330,7 @@ BEGIN
                 v_cancelled := p_kinds[v_h] = 'cancel';
                 v_visible := v_may_see OR (
                     v_token_users[v_token] IN (v_owners[v_debit_at[v_h]], v_owners[v_credit_at[v_h]])
-                    AND coalesce(v_token_accounts[v_token] IN (p_debits[v_h], p_credits[v_h]), true)
+                    AND coalesce(v_token_accounts[v_token] IN (coalesce(p_debits[v_h], 0), coalesce(p_credits[v_h], 0)), true)
                 );
                 v_place := v_places[v_h];
             END IF;
@@ -370,6 +375,8 @@ BEGIN
                 WHEN v_statuses[v_debit] = 'closed' THEN 2003
                 WHEN v_statuses[v_debit] = 'frozen' THEN 2005
                 WHEN v_statuses[v_credit] = 'closed' THEN CASE WHEN v_may_see OR v_debit IS NULL THEN 2003 ELSE -2001 END
+                -- Limits before funds; but who may not see the far side needs the money to learn that it is full.
+                WHEN v_may_see AND v_balances[v_credit] > c_minor_max - v_amount THEN 3006
                 WHEN v_balances[v_debit] - v_helds[v_debit] + v_limits[v_debit] < v_amount THEN 3001
                 WHEN v_balances[v_credit] > c_minor_max - v_amount THEN 3006
                 ELSE c_posted
@@ -402,6 +409,7 @@ BEGIN
                 credit_available[i] := v_balances[v_credit] - v_helds[v_credit] + v_limits[v_credit];
             END IF;
         ELSIF v_code <> c_replayed THEN
+            v_refusals := true;
             IF v_code IN (2001, -2001) AND v_judged[i] IS NULL THEN
                 data[i] := jsonb_build_object(
                     'resource', CASE WHEN v_code < 0 THEN 'destination' ELSE 'account' END
@@ -448,9 +456,19 @@ BEGIN
     )
     SELECT
         u.transaction_id, u.kind::ledgerd.transaction_kind,
-        CASE u.kind WHEN 'cancel' THEN 'cancelled' ELSE 'posted' END::ledgerd.transaction_status,
+        CASE u.kind
+            WHEN 'cancel' THEN 'cancelled'::ledgerd.transaction_status ELSE 'posted'::ledgerd.transaction_status
+        END,
         coalesce(u.amount, 0),
-        coalesce(u.debit, v_worlds[v_credit_at[u.i]]), coalesce(u.credit, v_worlds[v_debit_at[u.i]]),
+        -- The world's side: looked up only where there is one.
+        coalesce(
+            u.debit,
+            (SELECT c.world_account FROM ledgerd.currencies AS c WHERE c.currency = v_account_currencies[v_credit_at[u.i]])
+        ),
+        coalesce(
+            u.credit,
+            (SELECT c.world_account FROM ledgerd.currencies AS c WHERE c.currency = v_account_currencies[v_debit_at[u.i]])
+        ),
         u.debit_version, u.debit_balance, u.debit_held, u.debit_available,
         u.credit_version, u.credit_balance, u.credit_held, u.credit_available,
         u.token_id, post.created_at,
@@ -484,20 +502,22 @@ BEGIN
         RAISE EXCEPTION 'the version of an account moved although its lock was held' USING ERRCODE = 'LD001';
     END IF;
 
-    INSERT INTO ledgerd.attempts (
-        attempt_id, transaction_id, kind, debit_account, credit_account, amount, currency, code, data,
-        reference, reason, token_id, created_at
-    )
-    SELECT
-        u.attempt_id, u.transaction_id, u.kind::ledgerd.transaction_kind, u.debit, u.credit, u.amount,
-        coalesce(v_account_currencies[coalesce(v_debit_at[u.i], v_credit_at[u.i])], u.currency), u.code, u.data,
-        u.reference, u.reason, u.token_id, post.created_at
-    FROM unnest(
-        codes, v_judged, p_attempt_ids, p_transaction_ids, p_kinds, p_debits, p_credits, p_amounts, p_currencies, data,
-        p_references, p_reasons, p_token_ids
-    ) WITH ORDINALITY AS u (
-        code, judged, attempt_id, transaction_id, kind, debit, credit, amount, currency, data,
-        reference, reason, token_id, i
-    )
-    WHERE u.code > c_replayed AND u.judged IS NULL;
+    IF v_refusals THEN
+        INSERT INTO ledgerd.attempts (
+            attempt_id, transaction_id, kind, debit_account, credit_account, amount, currency, code, data,
+            reference, reason, token_id, created_at
+        )
+        SELECT
+            u.attempt_id, u.transaction_id, u.kind::ledgerd.transaction_kind, u.debit, u.credit, u.amount,
+            coalesce(v_account_currencies[coalesce(v_debit_at[u.i], v_credit_at[u.i])], u.currency), u.code, u.data,
+            u.reference, u.reason, u.token_id, post.created_at
+        FROM unnest(
+            codes, v_judged, p_attempt_ids, p_transaction_ids, p_kinds, p_debits, p_credits, p_amounts, p_currencies, data,
+            p_references, p_reasons, p_token_ids
+        ) WITH ORDINALITY AS u (
+            code, judged, attempt_id, transaction_id, kind, debit, credit, amount, currency, data,
+            reference, reason, token_id, i
+        )
+        WHERE u.code > c_replayed AND u.judged IS NULL;
+    END IF;
 END $$;

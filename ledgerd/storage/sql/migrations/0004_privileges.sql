@@ -18,7 +18,8 @@ REVOKE ALL ON ALL SEQUENCES IN SCHEMA ledgerd FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA ledgerd FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA ledgerd TO ledgerd_daemon;
-GRANT SELECT ON ledgerd.currencies, ledgerd.accounts, ledgerd.transactions, ledgerd.attempts, ledgerd.entries, ledgerd.records
+GRANT SELECT ON
+ledgerd.currencies, ledgerd.accounts, ledgerd.transactions, ledgerd.attempts, ledgerd.entries, ledgerd.records
 TO ledgerd_daemon;
 GRANT SELECT (user_id, name, email, status, created_at) ON ledgerd.users TO ledgerd_daemon;
 GRANT SELECT (token_id, user_id, account_id, scopes, label, created_at, expires_at, revoked_at)
