@@ -38,7 +38,7 @@ class Backoff(Struct):
     def next_s(self) -> float:
         """Seconds to wait after one more failure."""
         # 2 ** 30 is beyond every sensible ratio of the two, and small enough not to overflow a float.
-        whole = min(self.most_s, self.first_s * 2 ** min(self.failures, 30))
+        whole = min(self.most_s, self.first_s * 2.0 ** min(self.failures, 30))
         self.failures += 1
         return whole * (0.5 + 0.5 * self.chance())
 

@@ -7,9 +7,9 @@ A unit is in one of three places, and this file is about the moves between them:
 - it is *recovering*: the call it was part of was lost with its connection, and perhaps committed. The same call goes
   again, with the same ids, before anything that waits; the kernel answers with what is true.
 
-Nobody waits for a timer: an idle lane takes the first unit at once, and what arrives meanwhile goes together in the next
-call. Two things are kept in order: the units of one account, because a unit that cannot go yet bars its accounts to all
-that arrived later; and the units of one turn (what one user's worker submitted), for which the same holds.
+Nobody waits for a timer: an idle lane takes the first unit at once, and what arrives meanwhile goes together in the
+next call. Two things are kept in order: the units of one account, because a unit that cannot go yet bars its accounts
+to all that arrived later; and the units of one turn (what one user's worker submitted), for which the same holds.
 """
 
 from __future__ import annotations
@@ -198,7 +198,8 @@ class Committer:
         """Keep a lost call to be sent again. What was unknown once stays unknown until the database answers."""
         call.lost = True
         call.unknown = call.unknown or unknown
-        self._recovering.append(call)
+        # In front: whatever stands there and shares an account or a turn with it had to wait for it.
+        self._recovering.appendleft(call)
 
     def _isolate(self, call: Call, error: CallRefused) -> None:
         """Find the unit for which the database refused the whole call: each goes alone."""
@@ -254,7 +255,8 @@ class Committer:
         config, waiting = self._config, self._waiting
         taken: list[Unit] = []
         passed: list[Unit] = []
-        commands, accounts = 0, 0
+        accounts: set[int] = set()
+        commands = 0
         overtaken = more = False
         while waiting and len(passed) < config.call_commands_max:
             unit = waiting[0]
@@ -269,8 +271,8 @@ class Committer:
                 bars.add(unit)
                 continue
             commands += len(unit.commands)
-            accounts += len(unit.accounts)
-            full = commands > config.call_commands_max or accounts > config.call_accounts_max
+            accounts |= unit.accounts
+            full = commands > config.call_commands_max or len(accounts) > config.call_accounts_max
             if taken and (full or starved):
                 more = True
                 break
@@ -310,24 +312,61 @@ class Committer:
             self._sweep(trio.current_time())
 
     def _sweep(self, now: float) -> None:
-        patience = self._config.unavailable_after_s
+        long_ago = now - self._config.unavailable_after_s
         # A database that hangs is away as much as one that is gone.
-        away = all(call.sent_at <= now - patience for call in self._in_flight) and len(self._in_flight) == self._lanes
+        away = len(self._in_flight) == self._lanes and all(call.sent_at <= long_ago for call in self._in_flight)
 
-        def given_up(unit: Unit) -> bool:
-            if away and not unit.answered and unit.commands[0].arrived_at <= now - patience:
-                unit.refuse(ErrorCode.UNAVAILABLE)
-            return unit.answered
+        def drop(unit: Unit, call: Call | None = None) -> bool:
+            if away and unit.commands[0].arrived_at <= long_ago and not (call is not None and call.unknown):
+                self._tell(unit, ErrorCode.UNAVAILABLE, applied=False)
+            return self._overdue(unit, now, call)
 
         waiting = len(self._waiting)
-        self._waiting = deque(unit for unit in self._waiting if not self._gone(unit, now, given_up))
+        self._waiting = deque(unit for unit in self._waiting if not drop(unit))
         for call in list(self._recovering):
-            keep = _never if call.unknown else given_up
-            call.units = [unit for unit in call.units if not self._gone(unit, now, keep, call)]
+            call.units = [unit for unit in call.units if not drop(unit, call)]
             if not call.units:
                 self._recovering.remove(call)
         if away:
             for unit in self._elsewhere():
-                given_up(unit)
+                if unit.commands[0].arrived_at <= long_ago:
+                    self._tell(unit, ErrorCode.UNAVAILABLE, applied=False)
         if len(self._waiting) < waiting:
             self._wake()  # what was dropped may have barred others
+
+    # -- answering -----------------------------------------------------------------------------------------------
+
+    def _answer(self, unit: Unit, outcomes: list[Outcome]) -> None:
+        try:
+            unit.answer(outcomes)
+        except Exception:
+            log.exception("answer_failed", transaction_id=unit.commands[0].transaction_id)
+        self._settle(unit)
+
+    def _refuse(self, unit: Unit, code: ErrorCode, *, applied: bool | None = False) -> None:
+        self._tell(unit, code, applied=applied)
+        self._settle(unit)
+
+    def _tell(self, unit: Unit, code: ErrorCode, *, applied: bool | None) -> None:
+        # Who is told can fail: it must not take the lane or the sweeper along.
+        try:
+            unit.refuse(code, applied=applied)
+        except Exception:
+            log.exception("answer_failed", transaction_id=unit.commands[0].transaction_id)
+
+    def _settle(self, unit: Unit) -> None:
+        """The unit has left the committer; the last one of its turn lets the worker go on."""
+        turn = _turn(unit)
+        turn.left -= 1
+        if turn.left == 0:
+            turn.done.set()
+
+
+def _committed(outcomes: list[list[Outcome]], *, lost: bool) -> Iterator[Record]:
+    """The transactions that the call committed. After a lost call also those it had committed before it was lost:
+    they were never published, and a subscriber that has seen them knows it by their versions.
+    """
+    for answers in outcomes:
+        for outcome in answers:
+            if isinstance(outcome, Posted) and (lost or not outcome.replayed):
+                yield outcome.record

@@ -71,8 +71,8 @@ class Command(Struct):
     ``debit`` is where the money leaves and ``credit`` where it arrives, after `direction` is applied; None is the
     world, the outside of the ledger. ``amount`` is the client's decimal text, already matched against the grammar.
     ``currency`` is as stated, None if omitted. ``metadata`` is canonical JSON text. ``arrived_at`` is trio time.
-    ``debit_account`` and ``credit_account`` are ids, ABSENT for a named account that does not exist, None for the world.
-    For kind `limit`, ``debit`` is the account and ``amount`` the new limit; for `cancel`, ``debit`` is the account.
+    ``debit_account`` and ``credit_account`` are ids, ABSENT for a named account that does not exist, None for the
+    world. For kind `limit`, ``debit`` is the account and ``amount`` the new limit; for `cancel`, ``debit`` is the account.
     """
 
     kind: str
@@ -112,7 +112,8 @@ class Unit:
     """
 
     __slots__ = (
-        "_answer", "accounts", "answered", "atomic", "batch_id", "commands", "deadline", "passed_over", "routed", "turn",
+        "_answer", "accounts", "answered", "atomic", "batch_id",
+        "commands", "deadline", "passed_over", "routed", "turn",
     )  # fmt: skip
 
     def __init__(
@@ -134,6 +135,15 @@ class Unit:
         self.turn: object | None = None
         self.answered = False
         self._answer = answer
+
+    def gather_accounts(self) -> None:
+        """Set `accounts` from the commands, once their account ids are filled in."""
+        self.accounts = frozenset(
+            account
+            for command in self.commands
+            for account in (command.debit_account, command.credit_account)
+            if account is not None and account != ABSENT
+        )
 
     def answer(self, outcomes: list[Outcome]) -> None:
         """Give the outcomes, in the order of the commands. Only the first call counts: a unit is answered once."""

@@ -1,0 +1,346 @@
+"""Who follows what: committed changes go out here, to everybody who follows an account they touched.
+
+`publish` is a plain function and never waits: with nobody following it is a look-up, otherwise it hands one prepared
+frame to each subscriber. What cannot be delivered at once is not kept in memory; the subscription falls behind and
+reads on from the table in a task of its own (see `subscription`). Live subscriptions have no task.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import structlog
+import trio
+
+from ledgerd.config import Config
+from ledgerd.engine.history import SharedHistory
+from ledgerd.engine.ports import AccountState, Feed, Principal, Record, StorageUnavailable
+from ledgerd.engine.rendering import Rendering
+from ledgerd.engine.subscription import (
+    BalanceStream,
+    Everything,
+    LatestBalances,
+    Sink,
+    Subscription,
+    Terms,
+    TransactionStream,
+)
+from ledgerd.metrics import CATCH_UPS, SUBSCRIPTIONS
+from ledgerd.supervision import Backoff
+from ledgerd_protocol.errors import ErrorCode, LedgerError
+from ledgerd_protocol.messages import SubscribeOptions
+
+log = structlog.get_logger(__name__)
+
+DOUBT_S = 0.02
+"""How long a version that is known to exist may still be on its way from our own lanes before it counts as missed.
+Without it, every look at the heads would make the followers of busy accounts read what they are about to be pushed."""
+
+OPENED_KEPT_S = 15.0
+"""How long a new account is remembered for those who are just subscribing: longer than reading a list may take."""
+
+HEARTBEAT_LOOK_S = 1.0
+"""The shortest heartbeat interval: looking this often finds every new subscription's first heartbeat in time."""
+
+
+class Hub:
+    """All subscriptions of the daemon."""
+
+    def __init__(self, config: Config, feed: Feed, epoch: Callable[[], str]) -> None:
+        """``epoch`` answers with the data's present epoch, or raises StorageUnavailable."""
+        self.feed = feed
+        self.history = SharedHistory(feed)
+        self.heads: dict[int, int] = {}
+        self.epoch = epoch
+        self._config = config
+        self._nursery: trio.Nursery | None = None
+        self._subscriptions: dict[Subscription, None] = {}
+        self._followers: dict[int, dict[Subscription, None]] = {}
+        self._of_user: dict[int, dict[Subscription, None]] = {}
+        self._everything: dict[Subscription, None] = {}
+        self._beating: dict[Subscription, None] = {}
+        self._has_beat_task = False
+        self._doubted: dict[int, int] = {}
+        self._opened: dict[int, deque[AccountState]] = {}  # lately, by user
+        self._opened_at: deque[tuple[float, int]] = deque()  # when, and by which user
+        self._epoch_seen: str | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the tasks of subscriptions that are behind, until cancelled. Outlives the database's generations."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    # -- what happened; nothing here waits -----------------------------------------------------------------------
+
+    def publish(self, record: Record) -> None:
+        """A transaction was committed: push it to those who follow its accounts."""
+        followers_of = self._followers
+        if not followers_of and not self._everything:
+            return
+        shown = None
+        for side in record.sides:
+            followers = followers_of.get(side.account_id)
+            if followers is None and not self._everything:
+                continue
+            shown = shown or Rendering(record)
+            audience = [*(followers or ()), *self._everything]
+            if followers is not None and side.version > self.heads[side.account_id]:
+                self.heads[side.account_id] = side.version
+            for subscription in audience:
+                try:
+                    delivered = subscription.offer(shown, side)
+                except Exception:
+                    log.exception("subscription_failed", subscription=subscription.id)
+                    self.close(subscription, ErrorCode.INTERNAL_ERROR)
+                else:
+                    if not delivered:
+                        self._fall_behind(subscription)
+
+    def announce_account(self, state: AccountState) -> None:
+        """An account was opened: those who follow all of its owner follow it too."""
+        self._remember(state)
+        for subscription in list(self._of_user.get(state.user_id, ())):
+            if state.account_id in subscription.accounts:
+                continue
+            if len(subscription.accounts) >= self._config.accounts_per_subscription_max:
+                self.close(subscription, ErrorCode.TOO_MANY_SUBSCRIPTIONS)
+                continue
+            self._follow(subscription, state.account_id, state.version)
+            if not subscription.announce(state):
+                self._fall_behind(subscription)
+
+    def advance_heads(self, heads: dict[int, int]) -> None:
+        """Versions that exist, as the table says, whoever committed them: who has not got them reads on.
+
+        Raises StorageUnavailable only before the first connection to the database.
+        """
+        epoch = self.epoch()
+        if epoch != self._epoch_seen:
+            self._begin_epoch(epoch)
+        for account, version in heads.items():
+            self.learn(account, version)
+
+    def learn(self, account_id: int, version: int) -> bool:
+        """Take note that a version of a followed account exists, whoever has not got it; whether that was news."""
+        if version <= self.heads.get(account_id, version):
+            return False
+        self.heads[account_id] = version
+        if not self._doubted and self._nursery is not None:
+            self._nursery.start_soon(self._resolve_doubts)
+        self._doubted[account_id] = version
+        return True
+
+    def followed_accounts(self) -> list[int]:
+        """Accounts that somebody follows, whose heads are worth asking for."""
+        return list(self._followers)
+
+    # -- who follows ---------------------------------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        sink: Sink,
+        subscription_id: str,
+        principal: Principal,
+        channel: str,
+        options: SubscribeOptions,
+        accounts: list[AccountState],
+    ) -> Subscription:
+        """Begin a subscription to accounts the caller was found to be allowed to see.
+
+        Events come as soon as the present task waits for anything: queue the reply before that. Raises LedgerError
+        invalid_params when `latest` is asked for something else than balances of accounts.
+        """
+        latest = options.mode == "latest"
+        if latest and (channel != "balances" or options.all):
+            raise LedgerError(ErrorCode.INVALID_PARAMS, "mode latest is for balances of accounts only.")
+        terms = Terms(
+            subscription_id=subscription_id,
+            principal=principal,
+            user_id=_followed_user(principal, options),
+            since=options.since or None,
+            heartbeat_s=options.heartbeat_ms / 1000 if options.heartbeat_ms else None,
+            resume_max=self._config.resume_max,
+            frame_bytes_max=self._config.frame_out_bytes_max,
+        )
+        followed = {} if options.all else {state.account_id: state for state in accounts}
+        if terms.user_id is not None:
+            # Opened after the caller read the user's accounts, and announced before anybody was there to hear it.
+            followed.update((state.account_id, state) for state in self._opened.get(terms.user_id, ()))
+        subscription: Subscription
+        if options.all:
+            subscription = Everything(sink, terms, transactions=channel == "transactions")
+        elif channel == "transactions":
+            subscription = TransactionStream(sink, terms, followed)
+        elif latest:
+            subscription = LatestBalances(sink, terms, followed)
+        else:
+            subscription = BalanceStream(sink, terms, followed)
+        self._attach(subscription, followed.values())
+        self._catch_up_soon(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription, whatever state it is in: nothing more is pushed."""
+        self._detach(subscription)
+
+    def close(self, subscription: Subscription, code: ErrorCode) -> None:
+        """End a subscription from the daemon's side; its last event says why."""
+        if subscription.closed:
+            return
+        self._detach(subscription)
+        try:
+            said = subscription.say_closed(code.text)
+        except Exception:
+            # The sink itself may be what is broken; whoever closes the subscription must not break with it.
+            log.exception("last_word_failed", subscription=subscription.id)
+            return
+        if not said and self._nursery is not None:
+            subscription.scope = trio.CancelScope()
+            self._nursery.start_soon(self._say_closed_later, subscription, code.text)
+
+    def _attach(self, subscription: Subscription, accounts: Iterable[AccountState]) -> None:
+        SUBSCRIPTIONS.inc()
+        self._subscriptions[subscription] = None
+        for state in accounts:
+            self._follow(subscription, state.account_id, state.version)
+        if not subscription.resumable:
+            self._everything[subscription] = None
+        if subscription.user_id is not None:
+            self._of_user.setdefault(subscription.user_id, {})[subscription] = None
+        if subscription.heartbeat_s is not None:
+            self._beating[subscription] = None
+            if not self._has_beat_task and self._nursery is not None:
+                self._has_beat_task = True
+                self._nursery.start_soon(self._beat)
+
+    def _remember(self, state: AccountState) -> None:
+        """Keep a new account for as long as somebody may be about to follow its user with an older list."""
+        now = trio.current_time()
+        while self._opened_at and self._opened_at[0][0] <= now - OPENED_KEPT_S:
+            _, user_id = self._opened_at.popleft()
+            self._opened[user_id].popleft()
+            if not self._opened[user_id]:
+                del self._opened[user_id]
+        self._opened_at.append((now, state.user_id))
+        self._opened.setdefault(state.user_id, deque()).append(state)
+
+    def _follow(self, subscription: Subscription, account: int, version: int) -> None:
+        self._followers.setdefault(account, {})[subscription] = None
+        self.heads.setdefault(account, version)
+
+    def _detach(self, subscription: Subscription) -> None:
+        """Forget the subscription and stop its task. Also stops the late last word of one that is closed already."""
+        subscription.scope.cancel()
+        if subscription.closed:
+            return
+        SUBSCRIPTIONS.dec()
+        subscription.closed = True
+        subscription.live = False
+        del self._subscriptions[subscription]
+        for account in subscription.accounts:
+            followers = self._followers[account]
+            del followers[subscription]
+            if not followers:
+                del self._followers[account], self.heads[account]
+        self._everything.pop(subscription, None)
+        self._beating.pop(subscription, None)
+        if subscription.user_id is not None:
+            of_user = self._of_user[subscription.user_id]
+            del of_user[subscription]
+            if not of_user:
+                del self._of_user[subscription.user_id]
+
+    # -- falling behind and catching up --------------------------------------------------------------------------
+
+    def _fall_behind(self, subscription: Subscription) -> None:
+        if not subscription.live:
+            return
+        if not subscription.resumable:
+            self.close(subscription, ErrorCode.OVERLOADED)
+            return
+        subscription.live = False
+        CATCH_UPS.inc()
+        self._catch_up_soon(subscription)
+
+    def _catch_up_soon(self, subscription: Subscription) -> None:
+        # Without a nursery the daemon is ending, and the connection with it.
+        if self._nursery is not None:
+            subscription.scope = trio.CancelScope()
+            self._nursery.start_soon(self._catch_up, subscription)
+
+    async def _catch_up(self, subscription: Subscription) -> None:
+        """Bring one subscription up to date, however often the database goes away meanwhile."""
+        backoff = Backoff(first_s=0.05, most_s=2.0)
+        with subscription.scope:
+            while not subscription.closed:
+                try:
+                    await subscription.catch_up(self)
+                    return
+                except StorageUnavailable:
+                    await trio.sleep(backoff.next_s())
+                except trio.ClosedResourceError:
+                    self._detach(subscription)
+                except Exception:
+                    log.exception("subscription_failed", subscription=subscription.id)
+                    self.close(subscription, ErrorCode.INTERNAL_ERROR)
+
+    async def _resolve_doubts(self) -> None:
+        """After a moment of grace, have those read on who did not get what is said to exist."""
+        while self._doubted:
+            await trio.sleep(DOUBT_S)
+            doubted, self._doubted = self._doubted, {}
+            for account, version in doubted.items():
+                for subscription in list(self._followers.get(account, ())):
+                    if subscription.live and subscription.positions[account] < version:
+                        self._fall_behind(subscription)
+
+    def _begin_epoch(self, epoch: str) -> None:
+        """The data is another than it was: what was delivered may not exist any more, and versions start anew."""
+        stale = [subscription for subscription in self._subscriptions if subscription.epoch not in (None, epoch)]
+        for subscription in stale:
+            # Retryable: the client subscribes again and is told `epoch_changed`, account by account.
+            self.close(subscription, ErrorCode.UNAVAILABLE)
+        if stale or self._epoch_seen is not None:
+            # Those that are left have not read where they start; they will learn the heads when they do.
+            self.heads = dict.fromkeys(self.heads, 0)
+            self._doubted.clear()
+        self._epoch_seen = epoch
+
+    # -- last words and signs of life ----------------------------------------------------------------------------
+
+    async def _say_closed_later(self, subscription: Subscription, code: str) -> None:
+        with subscription.scope:
+            try:
+                await subscription.room()
+                # Unsubscribed while the room was being made: then this must not be said.
+                while not subscription.scope.cancel_called and not subscription.say_closed(code):
+                    await subscription.room()
+            except trio.ClosedResourceError:
+                pass
+
+    async def _beat(self) -> None:
+        """One task for all heartbeats, there only while somebody wants them."""
+        while self._beating:
+            now = trio.current_time()
+            next_look = now + HEARTBEAT_LOOK_S
+            for subscription in list(self._beating):
+                try:
+                    next_look = min(next_look, subscription.beat(now))
+                except Exception:
+                    log.exception("subscription_failed", subscription=subscription.id)
+                    self.close(subscription, ErrorCode.INTERNAL_ERROR)
+            await trio.sleep_until(next_look)
+        self._has_beat_task = False
+
+
+def _followed_user(principal: Principal, options: SubscribeOptions) -> int | None:
+    """The user whose accounts are followed as they come: when whole users are asked for, or nothing in particular."""
+    if options.all or options.account_ids or principal.account_id is not None:
+        return None
+    return options.user_id or principal.user_id

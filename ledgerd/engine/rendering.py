@@ -1,0 +1,49 @@
+"""Events made ready to send: what a thousand subscribers are told is encoded once."""
+
+from __future__ import annotations
+
+from ledgerd.engine.ports import Principal, Record, Side
+from ledgerd.engine.views import transaction_view, update_event, visible
+from ledgerd_protocol.codec import encode_event, event_frame
+from ledgerd_protocol.events import TransactionEvent
+
+
+class Rendering:
+    """The events of one record: each encoded once, and framed once per subscription id.
+
+    Subscription ids count per connection, so a thousand subscribers of an account mostly share one frame.
+    """
+
+    __slots__ = ("_events", "_frames", "record")
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self._events: dict[tuple[int, int], bytes] = {}
+        self._frames: dict[tuple[int, int, str], bytes] = {}
+
+    def update(self, side: Side, subscription_id: str, skipped: int = 0) -> bytes:
+        """The frame of the change of one account."""
+        key = (side.account_id, skipped, subscription_id)
+        frame = self._frames.get(key)
+        if frame is None:
+            event = self._events.get(key[:2])
+            if event is None:
+                event = self._events[key[:2]] = encode_event(update_event(self.record, side, skipped=skipped))
+            frame = self._frames[key] = event_frame(subscription_id, event)
+        return frame
+
+    def transaction(self, principal: Principal, subscription_id: str) -> bytes:
+        """The frame of the transaction, as this principal sees it."""
+        # All who see the same look the same: the sides they see, and whether they are told who acted.
+        sight = 1 if "operator" in principal.scopes else 0
+        for bit, side in enumerate(self.record.sides, start=1):
+            if visible(principal, side):
+                sight |= 1 << bit
+        key = (-1, sight, subscription_id)
+        frame = self._frames.get(key)
+        if frame is None:
+            event = self._events.get(key[:2])
+            if event is None:
+                event = self._events[key[:2]] = encode_event(TransactionEvent(transaction_view(self.record, principal)))
+            frame = self._frames[key] = event_frame(subscription_id, event)
+        return frame
