@@ -108,7 +108,7 @@ class Tokens:
         self._known.clear()
 
     async def watch(self, in_use: Callable[[], Iterable[int]], revoked: Callable[[int], None]) -> None:
-        """Ask for the tokens of open sessions every ``refresh_s`` seconds; ``revoked`` is told of each that is not good.
+        """Ask after the tokens in use every ``refresh_s`` seconds; ``revoked`` is told of each that is not good.
 
         Runs until cancelled. While the database is away nothing is known and nothing is told.
         """

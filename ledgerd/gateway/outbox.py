@@ -73,10 +73,22 @@ class Outbox:
             raise trio.ClosedResourceError
         await trio.lowlevel.checkpoint()
 
+    async def flushed(self) -> None:
+        """Return when everything has been handed to the operating system. To be called once closed."""
+        while self.size:
+            self._room = self._room or trio.Event()
+            await self._room.wait()
+
     def close(self) -> None:
         """Take nothing more, and wake who waits for room. What was taken is still sent."""
         self._closed = True
         self._wake_room()
+
+    def abandon(self) -> None:
+        """Close, and forget what was not sent: nobody will take it."""
+        self._messages.clear()
+        self.size = 0
+        self.close()
 
     async def run(self) -> None:
         """Send what comes, until cancelled. Raises BrokenResourceError or ClosedResourceError when the peer is gone."""
@@ -99,7 +111,7 @@ class Outbox:
             size += len(message)
         await self._stream.send_texts(some)
         self.size -= size
-        if self._room is not None and self.size <= self._bytes_max // 2:
+        if self._room is not None and self.size <= (0 if self._closed else self._bytes_max // 2):
             self._wake_room()
         self._on_sent()
 

@@ -107,7 +107,7 @@ class WireStream(trio.abc.Stream):
         self._torn = False
         self._close_sent = False
 
-    # -- in --------------------------------------------------------------------------------------------------------
+    # -- in -----------------------------------------------------------------------------------------------------------
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Bytes for trio-websocket. Raises BrokenResourceError when the peer has exceeded a limit."""
@@ -208,7 +208,7 @@ class WireStream(trio.abc.Stream):
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
 
-    # -- out -------------------------------------------------------------------------------------------------------
+    # -- out ----------------------------------------------------------------------------------------------------------
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send what trio-websocket made: the answer to the handshake, then pongs and the answer to a close."""
@@ -244,7 +244,7 @@ class WireStream(trio.abc.Stream):
 
     async def send_close(self, code: int, reason: str) -> None:
         """Send a close frame, if none was sent and the peer can still be written to. The last thing that is sent."""
-        if self._close_sent or self._torn or self._handshaking:
+        if self._close_sent or self._handshaking:
             return
         self._close_sent = True
         try:
@@ -272,7 +272,12 @@ class WireStream(trio.abc.Stream):
         """Part of the interface of streams."""
         await self.transport.wait_send_all_might_not_block()
 
-    # -- the end ---------------------------------------------------------------------------------------------------
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    @property
+    def handshaking(self) -> bool:
+        """Whether the client has not been let in yet."""
+        return self._handshaking
 
     @property
     def ended(self) -> bool:

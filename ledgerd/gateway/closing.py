@@ -1,0 +1,21 @@
+"""How a connection ends."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class Close(Struct, frozen=True):
+    """The close code and reason.
+
+    ``urgent``: what is in the outbox is not waited for. ``by_peer``: the other side has closed or is gone, there is
+    nobody to send a close frame to.
+    """
+
+    code: int
+    reason: str
+    urgent: bool = False
+    by_peer: bool = False
+
+
+PEER_IS_GONE = Close(1006, "the peer is gone", by_peer=True)

@@ -1,0 +1,19 @@
+"""The table of methods: every name of the protocol and what answers it, one module per noun."""
+
+from __future__ import annotations
+
+from ledgerd.gateway.call import Handler
+from ledgerd.gateway.methods import accounts, money, sessions, subscriptions, system, transactions, users
+from ledgerd_protocol.messages import METHODS
+
+HANDLERS: dict[str, Handler] = {
+    **system.METHODS,
+    **sessions.METHODS,
+    **users.METHODS,
+    **accounts.METHODS,
+    **money.METHODS,
+    **transactions.METHODS,
+    **subscriptions.METHODS,
+}
+
+assert HANDLERS.keys() == METHODS.keys(), "every method of the protocol has exactly one handler"

@@ -1,0 +1,54 @@
+"""Pages of lists: they end where the limit, the rows or the room in one message end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Raw
+
+from ledgerd.gateway.call import Call
+from ledgerd_protocol.errors import ErrorCode, LedgerError
+from ledgerd_protocol.messages import Page
+
+Row = TypeVar("Row")
+
+_AROUND_ITEMS_BYTES = 768
+"""The members of a page beside its items; a cursor is at most 512 of them."""
+
+
+def page_of(
+    call: Call,
+    method: str,
+    filters: list[Any],
+    rows: Sequence[Row],
+    *,
+    limit: int,
+    view: Callable[[Row], Any],
+    position: Callable[[Row], list[Any]],
+    as_of: str,
+) -> Page:
+    """The first rows as a page. ``rows`` has one more than ``limit`` if there are more; ``view`` answers None for a
+    row that the caller may not know of.
+
+    Raises LedgerError ``response_too_large`` if not even one row has room.
+    """
+    room = call.result_bytes_max - _AROUND_ITEMS_BYTES
+    items: list[Raw] = []
+    done = 0
+    for row in rows[:limit]:
+        seen = view(row)
+        if seen is not None:
+            item = msgspec.json.encode(seen)
+            room -= len(item) + 1
+            if room < 0:
+                break
+            items.append(Raw(item))
+        done += 1
+    if rows and done == 0:
+        raise LedgerError(ErrorCode.RESPONSE_TOO_LARGE)
+    cursor = None
+    if done < len(rows):
+        cursor = call.desk.cursors.write(method, filters, [*position(rows[done - 1]), as_of])
+    return Page(items=items, next_cursor=cursor, as_of=as_of)

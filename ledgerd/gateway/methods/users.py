@@ -1,0 +1,179 @@
+"""Methods about users and their tokens."""
+
+from __future__ import annotations
+
+from msgspec import UNSET
+
+from ledgerd.engine.ports import Principal, TokenState
+from ledgerd.engine.views import account_view, token_view, user_view
+from ledgerd.gateway.access import covers, currency_scale, invalid, managed_user, manages, not_found, seen_user
+from ledgerd.gateway.authentication import new_secret, secret_hash
+from ledgerd.gateway.call import Call, Read
+from ledgerd.gateway.clock import now_s, now_text, parse_time
+from ledgerd.gateway.methods.pages import page_of
+from ledgerd_protocol.errors import ErrorCode, LedgerError
+from ledgerd_protocol.messages import (
+    Page,
+    Registered,
+    Revoked,
+    TokenCreate,
+    TokenInfo,
+    TokenList,
+    TokenRevoke,
+    User,
+    UserGet,
+    UserRegister,
+)
+
+# -- users ------------------------------------------------------------------------------------------------------------
+
+
+async def user_register(call: Call, params: UserRegister) -> Registered:
+    """Answer `user_register`: for services and operators, and for anybody while sign-up is open."""
+    desk, principal = call.desk, call.signed_in
+    trusted = principal is not None and principal.sees_all
+    if not trusted and not desk.config.open_sign_up:
+        raise LedgerError(ErrorCode.UNAUTHENTICATED if principal is None else ErrorCode.PERMISSION_DENIED)
+    if not trusted:
+        _check_complete(params)
+    elif (params.email is UNSET) != (params.password is UNSET):
+        raise invalid("/password", "An e-mail and a password belong together.")
+    currency = desk.config.default_currency if params.currency is UNSET else params.currency
+    scale = currency_scale(call, currency)
+    secret = new_secret()
+    user, account, _ = await desk.books.register_user(
+        name=params.name,
+        email=None if params.email is UNSET else params.email,
+        password_hash=None if params.password is UNSET else await desk.passwords.hash(params.password),
+        currency=currency,
+        scale=scale,
+        token_hash=secret_hash(secret),
+        scopes=desk.config.sign_up_scopes,
+        expires_at_s=None,
+    )
+    desk.hub.announce_account(account)
+    return Registered(user=user_view(user), account=account_view(account), token=secret)
+
+
+def _check_complete(params: UserRegister) -> None:
+    """Raises LedgerError with everything that somebody who signs up must give and has not."""
+    missing = [name for name in ("email", "password") if getattr(params, name) is UNSET]
+    if missing:
+        errors = [{"pointer": f"/{name}", "detail": "This parameter is required."} for name in missing]
+        raise LedgerError(ErrorCode.INVALID_PARAMS, "E-mail and password are required.", errors=errors)
+
+
+async def user_get(call: Call, params: UserGet) -> User:
+    """Answer `user_get`."""
+    user = await call.desk.books.user(seen_user(call.principal, params.user_id))
+    if user is None:
+        raise not_found("user")
+    return user_view(user)
+
+
+# -- tokens -----------------------------------------------------------------------------------------------------------
+
+
+async def token_create(call: Call, params: TokenCreate) -> TokenInfo:
+    """Answer `token_create`: a token no wider than the caller's in scopes, user, account and time."""
+    principal, scopes = call.principal, {str(scope) for scope in params.scopes}
+    if not covers(principal, scopes):
+        raise LedgerError(ErrorCode.PERMISSION_DENIED, "A token may not have scopes that its maker has not.")
+    expires_at_s = _expiry(principal, params)
+    account_id = principal.account_id if params.account_id is UNSET else params.account_id
+    user_id = principal.user_id if params.user_id is UNSET else managed_user(principal, params.user_id)
+    if account_id is not None:
+        user_id = await _owner(call, account_id, None if params.user_id is UNSET else params.user_id)
+    if user_id is None and scopes.isdisjoint(("service", "operator")):
+        raise invalid("/user_id", "A token with these scopes acts for a user: name one.")
+    secret = new_secret()
+    state = await call.desk.books.create_token(
+        token_hash=secret_hash(secret),
+        user_id=user_id,
+        account_id=account_id,
+        scopes=sorted(scopes),
+        expires_at_s=expires_at_s,
+        label=None if params.label is UNSET else params.label,
+    )
+    return token_view(state, secret)
+
+
+def _expiry(principal: Principal, params: TokenCreate) -> float | None:
+    """When the new token expires, in Unix seconds: as asked, but not after its maker."""
+    if params.expires_at is UNSET:
+        return principal.expires_at_s
+    expires_at_s = parse_time(params.expires_at, "/expires_at").timestamp()
+    if expires_at_s <= now_s():
+        raise invalid("/expires_at", "This time has passed.")
+    if principal.expires_at_s is not None and expires_at_s > principal.expires_at_s:
+        raise LedgerError(ErrorCode.PERMISSION_DENIED, "A token may not outlive its maker.")
+    return expires_at_s
+
+
+async def _owner(call: Call, account_id: int, user_id: int | None) -> int:
+    """The owner of the account a token is to be limited to. Raises LedgerError ``not_found``."""
+    principal = call.principal
+    if principal.account_id is not None and account_id != principal.account_id:
+        raise not_found("account")
+    states = await call.desk.books.account_states([account_id])
+    if user_id is None and not manages(principal):
+        user_id = principal.user_id
+    if not states or (user_id is not None and states[0].user_id != user_id):
+        raise not_found("account")
+    return states[0].user_id
+
+
+async def token_list(call: Call, params: TokenList) -> Page:
+    """Answer `token_list`. Who sees everything lists everybody's by leaving user_id out."""
+    principal, desk = call.principal, call.desk
+    everybody = manages(principal) and params.user_id is UNSET
+    user_id = None if everybody else managed_user(principal, params.user_id)
+    filters = [user_id, principal.account_id]
+    after, as_of = 0, now_text()
+    if params.cursor is not UNSET:
+        after, as_of = desk.cursors.read("token_list", filters, params.cursor)
+    rows = await desk.books.tokens(user_id, after, params.limit + 1)
+    return page_of(
+        call,
+        "token_list",
+        filters,
+        rows,
+        limit=params.limit,
+        view=lambda row: token_view(row) if _seen_token(principal, row) else None,
+        position=lambda row: [row.token_id],
+        as_of=as_of,
+    )
+
+
+def _seen_token(principal: Principal, state: TokenState) -> bool:
+    """Whether the caller may know of a token: its user's, and with a token of one account only that account's.
+
+    A token of no user knows only itself.
+    """
+    if manages(principal):
+        return True
+    if principal.account_id is not None and state.account_id != principal.account_id:
+        return False
+    if principal.user_id is None:
+        return state.token_id == principal.token_id
+    return state.user_id == principal.user_id
+
+
+async def token_revoke(call: Call, params: TokenRevoke) -> Revoked:
+    """Answer `token_revoke`."""
+    books = call.desk.books
+    state = await books.token(params.token_id)
+    if state is None or not _seen_token(call.principal, state):
+        raise not_found("token")
+    revoked = await books.revoke_tokens(token_id=state.token_id)
+    call.desk.tokens.forget()
+    return Revoked(revoked=revoked)
+
+
+METHODS = {
+    "user_register": Read(user_register, 4_096),
+    "user_get": Read(user_get, 3_072),
+    "token_create": Read(token_create, 3_072),
+    "token_list": Read(token_list, None),
+    "token_revoke": Read(token_revoke, 64),
+}
