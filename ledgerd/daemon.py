@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 
 import structlog
 import trio
@@ -32,12 +33,13 @@ from ledgerd.engine.hub import Hub
 from ledgerd.engine.ports import StorageUnavailable
 from ledgerd.engine.router import Router
 from ledgerd.gateway.http import serve_http
-from ledgerd.gateway.server import Gateway, open_listeners
+from ledgerd.gateway.server import Gateway, InsecureListen
 from ledgerd.storage.books import PostgresBooks
 from ledgerd.storage.generation import DatabaseUnfit, open_generation
-from ledgerd.supervision import supervise
+from ledgerd.supervision import RestartLimitReached, supervise
 
 HEADS_PER_POLL = 1_000
+SIDE_DOOR_RESTARTS_MAX = 100
 
 log = structlog.get_logger(__name__)
 
@@ -49,20 +51,42 @@ class ReadyInfo(Struct, frozen=True):
     http_url: str
 
 
+class DaemonFailed(Exception):
+    """The daemon cannot serve, and starting it again will not help: the message says what to mend."""
+
+
 async def run_daemon(config: Config, *, on_ready: Callable[[ReadyInfo], None], keep_epoch: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
-    Raises DatabaseUnfit when the database cannot be served from, OSError when an address cannot be listened on.
+    Raises DaemonFailed. Anything else that comes out is a bug.
     """
+    failures: list[Exception] = []
+    try:
+        await _run(config, on_ready, keep_epoch=keep_epoch)
+    except* (DaemonFailed, DatabaseUnfit, InsecureListen, RestartLimitReached) as group:
+        failures = list(_leaves(group))
+    if failures:
+        raise DaemonFailed(str(failures[0])) from failures[0]
+
+
+def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+async def _run(config: Config, on_ready: Callable[[ReadyInfo], None], *, keep_epoch: bool) -> None:
     books = PostgresBooks()
     directory = AccountDirectory(books, config.directory_entries_max)
     hub = Hub(config, books, lambda: books.facts().epoch)
     committer = Committer(config, hub.publish)
-    stopping = trio.Event()
+    serving, stopping = trio.Event(), trio.Event()
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_obey_signals, signals, stopping, nursery.cancel_scope)
+            nursery.start_soon(_obey_signals, signals, serving, stopping, nursery.cancel_scope)
             await nursery.start(hub.run)
             nursery.start_soon(committer.run_sweeper)
             await nursery.start(_serve_database, config, books, committer, hub, keep_epoch)
@@ -76,24 +100,45 @@ async def run_daemon(config: Config, *, on_ready: Callable[[ReadyInfo], None], k
                 return (True, "ready") if books.connected else (False, "the database is not reachable")
 
             http_url = await nursery.start(_serve_side_door, config, ready)
-            listeners = await open_listeners(config)
+            gateway.allow_origin(http_url)
+            listeners = await _open_listeners(config.listen)
+            info = ReadyInfo(ws_url=_ws_url(listeners[0]), http_url=http_url)
             await nursery.start(gateway.serve, listeners)
-            on_ready(ReadyInfo(ws_url=gateway.url, http_url=http_url))
-            log.info("ready", ws=gateway.url, http=http_url)
+            log.info("ready", ws=info.ws_url, http=info.http_url)
+            on_ready(info)
 
+            serving.set()
             await stopping.wait()
+            deadline = trio.current_time() + config.drain_timeout_s
             log.info("draining", timeout_s=config.drain_timeout_s)
-            with trio.move_on_after(config.drain_timeout_s):
-                await gateway.drain(trio.current_time() + config.drain_timeout_s)
+            await gateway.drain(deadline)
+            with trio.move_on_at(deadline):
                 await router.drain()
             nursery.cancel_scope.cancel()
     log.info("stopped")
 
 
-async def _obey_signals(signals: AsyncIterator[int], stopping: trio.Event, everything: trio.CancelScope) -> None:
+async def _open_listeners(address: str) -> list[trio.SocketListener]:
+    """Listeners on ``HOST:PORT``, the host of an IPv6 address in brackets."""
+    host, _, port = address.rpartition(":")
+    try:
+        return await trio.open_tcp_listeners(int(port), host=host.strip("[]"))
+    except (OSError, ValueError) as error:
+        raise DaemonFailed(f"cannot listen on {address}: {error}") from error
+
+
+def _ws_url(listener: trio.SocketListener) -> str:
+    host, port = listener.socket.getsockname()[:2]
+    return f"ws://[{host}]:{port}/" if ":" in host else f"ws://{host}:{port}/"
+
+
+async def _obey_signals(
+    signals: AsyncIterator[int], serving: trio.Event, stopping: trio.Event, everything: trio.CancelScope
+) -> None:
+    """The first signal drains; a second one, or one while there is nothing to drain yet, ends at once."""
     async for number in signals:
         log.info("signal", name=signal.Signals(number).name)
-        if stopping.is_set():
+        if stopping.is_set() or not serving.is_set():
             everything.cancel()
         stopping.set()
 
@@ -104,7 +149,26 @@ async def _serve_side_door(
     *,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    await serve_http(config, ready=ready, task_status=task_status)
+    """Serve health and metrics for ever, whatever the network does to it; started when it listens."""
+    started = False
+
+    async def door(healthy: Callable[[], None]) -> None:
+        nonlocal started
+        async with trio.open_nursery() as nursery:
+            try:
+                urls = await nursery.start(partial(serve_http, config, ready=ready))
+            except* OSError as group:
+                # An address that cannot be had is for the operator to mend; one that was had is tried again.
+                if started:
+                    raise
+                reason = next(_leaves(group))
+                raise DaemonFailed(f"cannot listen on {config.http} for HTTP: {reason}") from reason
+            healthy()
+            if not started:
+                started = True
+                task_status.started(urls[0])
+
+    await supervise(door, name="side door", recoverable=(OSError,), restarts_max=SIDE_DOOR_RESTARTS_MAX)
 
 
 async def _serve_database(
@@ -146,6 +210,3 @@ async def _poll_feed(config: Config, books: PostgresBooks, hub: Hub) -> None:
         accounts = hub.followed_accounts()
         for start in range(0, len(accounts), HEADS_PER_POLL):
             hub.advance_heads(await books.heads(accounts[start : start + HEADS_PER_POLL]))
-
-
-__all__ = ["DatabaseUnfit", "ReadyInfo", "run_daemon"]

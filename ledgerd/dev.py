@@ -1,0 +1,190 @@
+"""The daemon with a private PostgreSQL, for a developer's machine: `dev` keeps its data, `demo` throws it away.
+
+Rules of this file:
+
+- Loopback only: sign-up is open, and whoever registers may credit himself.
+- The operator's token is on disk, whole and readable by its owner only, before the port listens: a script that sees
+  the port open can read it.
+- Signals that arrive while PostgreSQL starts or stops wait until that is done. A half-started server would be left
+  behind, and the terminal sends Ctrl-C to its helpers as well.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import trio
+from msgspec import Struct
+from rich.console import Console
+
+from ledgerd import __version__
+from ledgerd.config import Config
+from ledgerd.daemon import DaemonFailed, ReadyInfo, run_daemon
+from ledgerd.exits import Exit, Failed
+from ledgerd.secrets import write_secret
+from ledgerd.settings import Settings, host_and_port, is_loopback
+from ledgerd.storage.embedded import DataDirectoryInUse, running_cluster
+from ledgerd.storage.migrations import MigrationMismatch, migrate
+from ledgerd.storage.owner_tokens import create_first_token, token_is_valid
+
+TOKEN_FILE = "operator.token"  # noqa: S105  a file's name
+STATE_FILE = "daemon.json"
+
+
+class House(Struct, frozen=True):
+    """A private database ready to be served from, and what to serve it with."""
+
+    config: Config
+    data_dir: Path
+    token_file: Path
+    owner_dsn: str
+
+
+class State(Struct, frozen=True):
+    """What `STATE_FILE` says, while the daemon serves, to programs such as the load tester."""
+
+    ws_url: str
+    http_url: str
+    owner_dsn: str
+    token_file: str
+    pid: int
+
+
+@contextmanager
+def open_house(data_dir: Path, settings: Settings) -> Iterator[House]:
+    """Start the private PostgreSQL of a directory, migrate it, and put the operator's token beside it.
+
+    Raises Failed: an address that is not loopback, a directory in use, a database of another release.
+    """
+    _refuse_strangers(settings.config)
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _ignore_in_git(data_dir)
+    stack = ExitStack()
+    try:
+        with _signals_held():
+            try:
+                cluster = stack.enter_context(running_cluster(data_dir))
+            except DataDirectoryInUse as error:
+                raise Failed(str(error)) from error
+        try:
+            migrate(cluster.dsn)
+        except MigrationMismatch as error:
+            raise Failed(f"{data_dir}: {error}") from error
+        token_file = data_dir / TOKEN_FILE
+        _provide_token(token_file, cluster.dsn)
+        stack.callback((data_dir / STATE_FILE).unlink, missing_ok=True)
+        yield House(_config(settings, cluster.daemon_dsn), data_dir, token_file, cluster.dsn)
+    finally:
+        with _signals_held():
+            stack.close()
+
+
+def serve(config: Config, on_ready: Callable[[ReadyInfo], None], *, keep_epoch: bool = False) -> None:
+    """Run the daemon until SIGTERM or SIGINT. Raises Failed."""
+    try:
+        trio.run(partial(run_daemon, config, on_ready=on_ready, keep_epoch=keep_epoch))
+    except DaemonFailed as error:
+        raise Failed(str(error)) from error
+
+
+def note_state(house: House, ready: ReadyInfo) -> None:
+    """Write `STATE_FILE`, whole or not at all: who sees it may connect."""
+    state = State(ready.ws_url, ready.http_url, house.owner_dsn, str(house.token_file.resolve()), os.getpid())
+    write_secret(house.data_dir / STATE_FILE, msgspec.json.encode(state).decode())
+
+
+def announce(house: House, ready: ReadyInfo, console: Console) -> None:
+    """Say where everything is, and give a first call to paste. Lines are stable: scripts read the addresses here."""
+    token_file = _short(house.token_file)
+    call = f'{program()} call user_register \'{{"name": "Ann"}}\' --url {ready.ws_url} --token-file {token_file}'
+    say = partial(console.print, soft_wrap=True, highlight=False)
+    say(f"\n[bold green]ledgerd {__version__}[/] is running. Ctrl-C stops it, PostgreSQL too; the data stays.\n")
+    say(f"  WebSocket  [bold]{ready.ws_url}[/]")
+    say(f"  HTTP       {ready.http_url}  (/livez /readyz /metrics)")
+    say(f"  data       {_short(house.data_dir)}  (a private PostgreSQL)", markup=False)
+    say(f"  token      {token_file}  (scope operator)", markup=False)
+    say("\nA first call, from another terminal:\n")
+    say(f"  {call}\n", markup=False)
+    console.file.flush()
+
+
+def program() -> str:
+    """How this program was called, for commands that are shown to be pasted."""
+    if "UV" in os.environ:
+        return "uv run ledgerd"
+    return "ledgerd" if Path(sys.argv[0]).name == "ledgerd" else "python -m ledgerd"
+
+
+@contextmanager
+def sigterm_ends() -> Iterator[None]:
+    """Outside Trio, let SIGTERM end the program by an exception, so that PostgreSQL is stopped."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _refuse_strangers(config: Config) -> None:
+    for name, address in (("--listen", config.listen), ("--http", config.http)):
+        if not is_loopback(host_and_port(address)[0]):
+            raise Failed(
+                f"{name} {address} can be reached from outside, and here everybody may sign up and credit himself: "
+                "use 127.0.0.1, or `ledgerd serve` with your own PostgreSQL",
+                Exit.USAGE,
+            )
+
+
+def _config(settings: Settings, dsn: str) -> Config:
+    """What `dev` decides itself, beside what was configured."""
+    scopes = settings.config.sign_up_scopes
+    if settings.sources["sign_up_scopes"] == "default":
+        scopes = ("user", "topup")
+    return msgspec.structs.replace(settings.config, dsn=dsn, open_sign_up=True, sign_up_scopes=scopes)
+
+
+def _provide_token(file: Path, dsn: str) -> None:
+    """Keep the token that is there if it still works; else write a new one, whole or not at all."""
+    try:
+        secret = file.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        secret = ""
+    if secret and token_is_valid(dsn, secret):
+        file.chmod(0o600)
+        return
+    write_secret(file, create_first_token(dsn, ["operator"], "ledgerd dev"))
+
+
+def _ignore_in_git(data_dir: Path) -> None:
+    """A token in a repository is a token lost."""
+    ignore = data_dir / ".gitignore"
+    if not ignore.exists():
+        ignore.write_text("*\n")
+
+
+def _short(path: Path) -> str:
+    """The path as one would type it from here."""
+    absolute = path.resolve()
+    here = Path.cwd()
+    return shlex.quote(str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute))

@@ -1,0 +1,36 @@
+"""How a command ends: exit codes, and the one sentence that a person reads when it failed as expected."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of every command."""
+
+    OK = 0
+    REFUSED = 1
+    USAGE = 2
+    CANNOT_CONNECT = 3
+    OUTCOME_UNKNOWN = 4
+    INTERRUPTED = 130
+
+
+EXIT_CODES = """\
+Exit codes: 0 done · 1 refused or failed · 2 wrong usage or configuration · 3 cannot connect · 4 sent, but the outcome \
+is unknown: send the same transaction_id again · 130 stopped by Ctrl-C."""
+
+
+class Failed(Exception):
+    """An expected failure: what went wrong and what to do, in one sentence, and the exit code it ends with."""
+
+    def __init__(self, sentence: str, code: Exit = Exit.REFUSED) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The exceptions in nested groups, or the exception itself."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for member in error.exceptions for leaf in leaves(member)]
+    return [error]

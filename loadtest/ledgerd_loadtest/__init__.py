@@ -1,0 +1,1 @@
+"""The load tester of ledgerd: measures a daemon from outside and audits what it answered."""

@@ -1,0 +1,443 @@
+"""Many requests in one message, and many commands in one request."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID, uuid5
+
+import pytest
+import trio
+import trio.testing
+
+from ledgerd.engine.ports import Command, Outcome, Posted, Refused
+from ledgerd_protocol.errors import ErrorCode
+from tests.gateway.fake_books import record, side
+from tests.gateway.fakes import Client, open_door, posted
+
+BATCH_ID = "01890000-0000-7000-8000-000000000000"
+MINE, OTHERS = 11, 12
+
+
+def debit(number: Any, **params: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": number, "method": "debit", "params": {"account_id": MINE, "amount": "1", **params}}
+
+
+def ask(number: Any, method: str, **params: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+
+
+def item(**params: Any) -> dict[str, Any]:
+    return {"method": "debit", "params": {"account_id": MINE, "amount": "1", **params}}
+
+
+async def answers(client: Client, members: list[Any]) -> list[Any]:
+    await client.send(members)
+    reply = await client.receive()
+    assert isinstance(reply, list)
+    return reply
+
+
+# -- JSON-RPC batches -------------------------------------------------------------------------------------------------
+
+
+async def test_money_members_next_to_one_another_travel_as_one_unit() -> None:
+    async with open_door() as door:
+        client = await door.service()
+        replies = await answers(client, [debit(number, reference=str(number)) for number in range(5)])
+        assert [reply["id"] for reply in replies] == list(range(5))
+        (unit,) = door.router.units
+        assert [command.reference for command in unit.commands] == list("01234")
+        assert not unit.atomic
+
+
+async def test_commands_without_an_id_get_fresh_time_ordered_ones() -> None:
+    async with open_door() as door:
+        client = await door.service()
+        replies = await answers(client, [debit(1), debit(2)])
+        ids = [UUID(reply["result"]["transaction_id"]) for reply in replies]
+        assert len(set(ids)) == 2
+        assert {number.version for number in ids} == {7}
+        assert len({command.attempt_id for command in door.router.commands} | {str(number) for number in ids}) == 4
+
+
+async def test_members_are_executed_strictly_in_order() -> None:
+    async with open_door() as door:
+        client = await door.service()
+        door.router.holding = True
+        await client.send([debit(1), ask(2, "account_get", account_id=MINE), debit(3)])
+        await door.router.taken(1)
+        await trio.testing.wait_all_tasks_blocked()
+        reads = door.books.reads
+        assert len(door.router.units) == 1
+        door.router.answer(door.router.units[0])
+        await door.router.taken(2)
+        assert door.books.reads > reads
+        door.router.answer(door.router.units[1])
+        assert [reply["id"] for reply in await client.receive()] == [1, 2, 3]
+
+
+async def test_money_that_came_after_a_mixed_batch_does_not_overtake_it() -> None:
+    async with open_door() as door:
+        client = await door.service()
+        door.books.gate = trio.Event()
+        batch = [ask(1, "account_get", account_id=MINE), debit(2, reference="batch")]
+        await client.send(batch)
+        await client.send(debit(3, reference="single"))
+        await client.send(ask(4, "system_ping"))
+        assert (await client.receive())["id"] == 4
+        assert door.router.units == []
+        door.books.gate.set()
+        await door.router.taken(2)
+        assert [command.reference for command in door.router.commands] == ["batch", "single"]
+
+
+async def test_one_wrong_member_does_not_take_its_neighbours_with_it() -> None:
+    async with open_door() as door:
+        client = await door.user(1)
+        members = [
+            debit(1),
+            {"foo": "bar"},
+            debit(3, amount="nope"),
+            ask(4, "nope"),
+            debit(5, account_id=OTHERS),
+            debit(6),
+        ]
+        replies = await answers(client, members)
+        assert [reply["id"] for reply in replies] == [1, None, 3, 4, 5, 6]
+        codes = [reply.get("error", {}).get("code") for reply in replies]
+        assert codes == [None, -32600, -32602, -32601, 2001, None]
+
+
+async def test_notifications_in_a_batch_are_neither_executed_nor_answered() -> None:
+    async with open_door() as door:
+        client = await door.service()
+        silent = {"jsonrpc": "2.0", "method": "debit", "params": {"account_id": MINE, "amount": "1"}}
+        assert [reply["id"] for reply in await answers(client, [silent, debit(1)])] == [1]
+        assert len(door.router.commands) == 1
+        await client.send([silent, silent])
+        assert (await client.call("system_ping"))["time"]  # no reply came before this one
+
+
+async def test_an_empty_batch_is_one_error_and_not_an_array() -> None:
+    async with open_door() as door:
+        client = await door.client()
+        await client.send("[]")
+        reply = await client.receive()
+        assert (reply["id"], reply["error"]["code"]) == (None, -32600)
+
+
+async def test_a_batch_over_the_limit_is_refused_whole() -> None:
+    async with open_door(batch_members_max=3) as door:
+        client = await door.service()
+        replies = await answers(client, [debit(number) for number in range(4)])
+        assert [(reply["id"], reply["error"]["code"]) for reply in replies] == [(n, 8002) for n in range(4)]
+        assert door.router.units == []
+
+
+async def test_a_subscription_in_a_batch_is_refused() -> None:
+    async with open_door() as door:
+        client = await door.user(1)
+        (reply,) = await answers(client, [ask(1, "ledger_subscribe", channel="balances")])
+        assert reply["error"]["code"] == -32600
+        assert door.hub.subscriptions == {}
+
+
+async def test_a_batch_whose_answer_could_be_too_large_is_refused_before_execution() -> None:
+    async with open_door(frame_out_bytes_max=5_000) as door:
+        client = await door.service()
+        replies = await answers(client, [debit(number) for number in range(6)])
+        assert {reply["error"]["code"] for reply in replies} == {8002}
+        assert door.router.units == []
+        assert all("result" in reply for reply in await answers(client, [debit(number) for number in range(5)]))
+
+
+async def test_texts_that_come_back_count_towards_the_answer() -> None:
+    async with open_door(frame_out_bytes_max=5_000) as door:
+        client = await door.service()
+        replies = await answers(client, [debit(number, metadata={"a": "x" * 1200}) for number in range(3)])
+        assert {reply["error"]["code"] for reply in replies} == {8002}
+        assert door.router.units == []
+
+
+async def test_a_thousand_plain_transfers_fit_with_the_default_limits() -> None:
+    async with open_door() as door:
+        for client in (await door.service(), await door.client(door.books.token("operator"))):
+            transfer = {"source_account_id": MINE, "destination_account_id": OTHERS, "amount": "1"}
+            members = [ask(number, "transfer", **transfer) for number in range(1000)]
+            replies = await answers(client, members)
+            assert len(replies) == 1000
+            assert all("result" in reply for reply in replies)
+
+
+async def test_no_answer_exceeds_what_was_reckoned() -> None:
+    """The largest transaction there can be, and the largest refusal, in a batch that just fits."""
+
+    def largest(command: Command) -> Outcome:
+        most = 10**18 - 1
+        sides = [
+            side(2**63 - 1, 1, direction).__class__(
+                2**63 - 1, 1, direction, 2**63 - 1, -most, most, -most, -most, -most
+            )
+            for direction in ("debit", "credit")
+        ]
+        made = record(command.transaction_id, sides, kind="transfer", amount=most, scale=8, currency="ABCDEFGHIJKL")
+        return Posted(made, replayed=True)
+
+    def refused(command: Command) -> Outcome:
+        names = ["kind", "debit_account", "credit_account", "amount", "currency", "reference", "reason", "metadata"]
+        return Refused(
+            ErrorCode.TRANSACTION_ID_REUSED,
+            data={"mismatch": names, "available": -(10**18), "requested": 10**18, "version": 2**63 - 1},
+            scale=8,
+            attempt_id=command.attempt_id,
+            created_at="2026-11-20T12:00:00.000000Z",
+        )
+
+    for outcome in (largest, refused):
+        for frame_max in (10_000, 100_000):
+            async with open_door(frame_out_bytes_max=frame_max) as door:
+                door.router.outcome = outcome
+                client = await door.client(door.books.token("operator"))
+                transfer = {"source_account_id": MINE, "destination_account_id": OTHERS, "amount": "1"}
+                for count in range(frame_max // 700, 0, -1):
+                    await client.send([ask(number, "transfer", **transfer) for number in range(count)])
+                    text = await client.connection.get_message()
+                    assert len(text) <= frame_max
+                    if door.router.units:
+                        break
+                assert len(door.router.commands) > frame_max // 1400
+
+
+async def test_lists_in_a_batch_share_the_room_that_is_left() -> None:
+    async with open_door(frame_out_bytes_max=40_000) as door:
+        client = await door.service()
+        door.books.listed = [
+            record(f"01890000-0000-7000-8000-{number:012}", [side(MINE, 1, version=number)], reference="x" * 250)
+            for number in range(1, 200)
+        ]
+        members = [ask(number, "transaction_list", account_id=MINE, limit=199) for number in range(2)]
+        await client.send(members)
+        text = await client.connection.get_message()
+        assert len(text) <= 40_000
+        for reply in json.loads(text):
+            assert 10 < len(reply["result"]["items"]) < 199
+            assert reply["result"]["next_cursor"]
+        replies = await answers(client, [ask(number, "transaction_list", account_id=MINE) for number in range(3)])
+        assert {reply["error"]["code"] for reply in replies} == {8002}
+
+
+async def test_a_batch_counts_as_one_command_in_execution() -> None:
+    async with open_door(in_flight_max=2) as door:
+        client = await door.service()
+        door.router.holding = True
+        for start in range(3):
+            await client.send([debit(f"{start}-{number}") for number in range(10)])
+        await door.router.taken(2)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [len(unit.commands) for unit in door.router.units] == [10, 10]
+
+
+async def test_a_sign_in_inside_a_batch_counts_for_what_follows_it() -> None:
+    async with open_door() as door:
+        client = await door.client()
+        members = [debit(1), ask(2, "session_authenticate", token=door.books.token("service")), debit(3)]
+        await client.send(members)
+        await client.send(debit(4))
+        replies = await client.receive()
+        assert [reply.get("error", {}).get("code") for reply in replies] == [1001, None, None]
+        assert (await client.receive())["result"]["kind"] == "debit"
+
+
+# -- transaction_batch ------------------------------------------------------------------------------------------------
+
+
+async def test_all_mistakes_of_all_items_are_named_before_anything_is_executed() -> None:
+    async with open_door() as door:
+        client = await door.service()
+        items = [
+            item(),
+            {"method": "debit", "params": {"account_id": MINE, "amount": "1e5"}},
+            {"method": "system_ping", "params": {}},
+            {"method": "transfer", "params": {"source_account_id": MINE, "amount": "1", "amuont": "1"}},
+        ]
+        error = await client.refused("transaction_batch", {"items": items, "batch_id": BATCH_ID})
+        assert error["code"] == -32602
+        pointers = {problem["pointer"] for problem in error["data"]["errors"]}
+        assert pointers == {"/items/1/params/amount", "/items/2/method", "/items/3/params/amuont"}
+        assert door.router.units == []
+
+
+async def test_an_item_that_names_no_account_is_pointed_at() -> None:
+    async with open_door() as door:
+        client = await door.service()
+        items = [item(), {"method": "transfer", "params": {"source_account_id": MINE, "amount": "1"}}]
+        error = await client.refused("transaction_batch", {"items": items, "batch_id": BATCH_ID})
+        assert [problem["pointer"] for problem in error["data"]["errors"]] == ["/items/1/params/destination_account_id"]
+
+
+@pytest.mark.parametrize("params", [{"items": [item()]}, {"items": [item(transaction_id=BATCH_ID)], "atomic": True}])
+async def test_a_batch_that_is_atomic_or_has_an_item_without_id_needs_a_batch_id(params: dict[str, Any]) -> None:
+    async with open_door() as door:
+        error = await (await door.service()).refused("transaction_batch", params)
+        assert [problem["pointer"] for problem in error["data"]["errors"]] == ["/batch_id"]
+
+
+async def test_items_without_an_id_get_one_that_is_the_same_again() -> None:
+    async with open_door() as door:
+        client = await door.service()
+        own = "01890000-0000-7000-8000-00000000000a"
+        params = {"items": [item(), item(transaction_id=own), item()], "batch_id": BATCH_ID}
+        await client.call("transaction_batch", params)
+        await client.call("transaction_batch", params)
+        expected = [str(uuid5(UUID(BATCH_ID), "0")), own, str(uuid5(UUID(BATCH_ID), "2"))]
+        assert [command.transaction_id for command in door.router.commands] == expected * 2
+        assert len({command.attempt_id for command in door.router.commands}) == 6
+
+
+async def test_items_are_answered_one_by_one() -> None:
+    def outcome(command: Command) -> Outcome:
+        if command.reference == "poor":
+            return Refused(
+                ErrorCode.INSUFFICIENT_FUNDS,
+                data={"available": 5, "requested": 100, "version": 3},
+                scale=2,
+                attempt_id="a1",
+                created_at="2026-11-20T12:00:00.000000Z",
+            )
+        return posted(command)
+
+    async with open_door() as door:
+        client = await door.user(1)
+        door.router.outcome = outcome
+        items = [
+            item(),
+            item(reference="poor"),
+            item(account_id=OTHERS),
+            {"method": "credit", "params": {"amount": "1"}},
+        ]
+        result = await client.call("transaction_batch", {"items": [*items, item()], "batch_id": BATCH_ID})
+        codes = [outcome.get("error", {}).get("code") for outcome in result["outcomes"]]
+        assert codes == [None, 3001, 2001, 1004, None]
+        poor = result["outcomes"][1]["error"]["data"]
+        assert (poor["available"], poor["requested"], poor["attempt_id"]) == ("0.05", "1.00", "a1")
+        (unit,) = door.router.units
+        assert [command.reference for command in unit.commands] == [None, "poor", None]
+
+
+async def test_an_atomic_batch_travels_as_one_atomic_unit() -> None:
+    async with open_door() as door:
+        client = await door.service()
+        params = {"items": [item(), item()], "batch_id": BATCH_ID, "atomic": True}
+        result = await client.call("transaction_batch", params)
+        assert [set(outcome) for outcome in result["outcomes"]] == [{"result"}, {"result"}]
+        (unit,) = door.router.units
+        assert (unit.atomic, unit.batch_id) == (True, BATCH_ID)
+
+
+async def test_an_atomic_refusal_is_one_error_with_the_index() -> None:
+    async with open_door() as door:
+        client = await door.service()
+        door.router.holding = True
+        params = {"items": [item(), item(), item()], "batch_id": BATCH_ID, "atomic": True}
+        await client.ask("transaction_batch", params)
+        await door.router.taken(1)
+        door.router.units[0].answer([Refused(ErrorCode.INSUFFICIENT_FUNDS, index=1)] * 3)
+        error = (await client.receive())["error"]
+        assert (error["code"], error["data"]["index"]) == (3001, 1)
+        assert error["data"]["transaction_id"] == str(uuid5(UUID(BATCH_ID), "1"))
+
+
+async def test_an_atomic_batch_with_an_account_of_others_is_not_routed() -> None:
+    async with open_door() as door:
+        client = await door.user(1)
+        params = {"items": [item(), item(account_id=OTHERS)], "batch_id": BATCH_ID, "atomic": True}
+        error = await client.refused("transaction_batch", params)
+        assert (error["code"], error["data"]["index"]) == (2001, 1)
+        assert door.router.units == []
+
+
+async def test_a_whole_refusal_of_an_atomic_batch_has_no_index() -> None:
+    async with open_door() as door:
+        client = await door.service()
+        door.router.holding = True
+        await client.ask("transaction_batch", {"items": [item()], "batch_id": BATCH_ID, "atomic": True})
+        await door.router.taken(1)
+        door.router.units[0].refuse(ErrorCode.UNAVAILABLE, applied=None)
+        error = (await client.receive())["error"]
+        assert (error["code"], error["data"]["applied"]) == (8008, None)
+        assert "index" not in error["data"]
+
+
+async def test_too_many_items_are_refused() -> None:
+    async with open_door() as door:
+        client = await door.service()
+        error = await client.refused("transaction_batch", {"items": [item()] * 1001, "batch_id": BATCH_ID})
+        assert error["code"] == 8002
+        assert (await client.refused("transaction_batch", {"items": []}))["code"] == -32602
+        assert door.router.units == []
+
+
+async def test_a_batch_inside_a_batch_is_its_own_unit() -> None:
+    async with open_door() as door:
+        client = await door.service()
+        inner = ask(2, "transaction_batch", items=[item(), item()], batch_id=BATCH_ID, atomic=True)
+        replies = await answers(client, [debit(1), inner, debit(3)])
+        assert [(len(unit.commands), unit.atomic) for unit in door.router.units] == [(1, False), (2, True), (1, False)]
+        assert len(replies[1]["result"]["outcomes"]) == 2
+
+
+# -- single commands --------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_command_says_reaches_the_router_as_its_normal_form() -> None:
+    async with open_door() as door:
+        client = await door.service()
+        await client.send(
+            '{"jsonrpc":"2.0","id":1,"method":"transfer","params":{"source_account_id":11,"destination_user_id":2,'
+            '"amount":1.50,"currency":"USD","reference":"r","reason":"why","metadata":{"b":1.0,"a":[true]},'
+            f'"transaction_id":"{BATCH_ID}"}}}}'
+        )
+        await client.receive()
+        (command,) = door.router.commands
+        assert (command.kind, command.amount, command.currency) == ("transfer", "1.50", "USD")
+        assert (command.reference, command.reason, command.metadata) == ("r", "why", '{"a":[true],"b":1.0}')
+        assert command.transaction_id == BATCH_ID
+        assert command.principal.scopes == {"service"}
+
+
+async def test_a_limit_is_a_command_and_is_answered_with_the_account() -> None:
+    async with open_door() as door:
+        client = await door.client(door.books.token("operator"))
+        account = await client.call("account_set_limit", {"account_id": MINE, "overdraft_limit": "0"})
+        assert (account["account_id"], account["overdraft_limit"]) == (MINE, "0.00")
+        (command,) = door.router.commands
+        assert (command.kind, command.amount) == ("limit", "0")
+        assert command.debit is not None
+        assert command.credit is None
+
+
+async def test_a_cancel_that_came_too_late_shows_the_transaction() -> None:
+    async with open_door() as door:
+        client = await door.service()
+        late = record(BATCH_ID, [side(MINE, 1)])
+        door.router.outcome = lambda _: Refused(ErrorCode.ALREADY_POSTED, record=late)
+        error = await client.refused("transaction_cancel", {"account_id": MINE, "transaction_id": BATCH_ID})
+        assert (error["code"], error["data"]["transaction"]["transaction_id"]) == (4002, BATCH_ID)
+        assert [command.kind for command in door.router.commands] == ["cancel"]
+
+
+async def test_money_is_refused_as_unavailable_while_its_accounts_cannot_be_asked_for() -> None:
+    async with open_door() as door:
+        client = await door.user(1)
+        door.books.away = True
+        error = await client.refused("debit", {"account_id": MINE, "amount": "1"})
+        assert (error["data"]["code"], error["data"]["applied"]) == ("unavailable", False)
+
+
+async def test_a_replay_says_so() -> None:
+    async with open_door() as door:
+        client = await door.service()
+        door.router.outcome = lambda _: Posted(record(BATCH_ID, [side(MINE, 1)]), replayed=True)
+        result = await client.call("debit", {"account_id": MINE, "amount": "1", "transaction_id": BATCH_ID})
+        assert result["replayed"] is True

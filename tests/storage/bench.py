@@ -1,0 +1,299 @@
+"""A kernel on a bench: a database, its owner, a daemon's connection, and words to call ledgerd.post with."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import uuid
+from collections.abc import Awaitable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+import asyncpg
+from msgspec import Struct
+
+from ledgerd.storage.queries import QUERIES
+from ledgerd_protocol.errors import ErrorCode
+from tests.conftest import Database
+from tests.model import Account, After, Attempt, Command, Place, Refusal, Token, Transaction, Unit
+
+T = TypeVar("T")
+
+
+class Answer(Struct, frozen=True):
+    """The kernel's answer to one command; ``code`` is 0 posted, 1 replayed, None undone, else an error's."""
+
+    code: int | None
+    data: dict[str, Any] | None
+    debit: After | None
+    credit: After | None
+
+    @property
+    def posted(self) -> bool:
+        return self.code == 0
+
+    @property
+    def replayed(self) -> bool:
+        return self.code == 1
+
+    @property
+    def refusal(self) -> Refusal | None:
+        return None if self.code in (0, 1, None) else Refusal(ErrorCode(self.code), self.data)
+
+
+def fresh_id() -> str:
+    return str(uuid.uuid4())
+
+
+def arguments(units: Sequence[Unit], *, resent: bool = False) -> list[Any]:
+    """The arguments of ledgerd.post for these units."""
+    rows = [
+        (number if unit.batch_id else None, unit.batch_id, command)
+        for number, unit in enumerate(units)
+        for command in unit.commands
+    ]
+    commands = [command for _, _, command in rows]
+    return [
+        resent,
+        [command.attempt_id for command in commands],
+        [command.token_id for command in commands],
+        [command.kind for command in commands],
+        [command.transaction_id for command in commands],
+        [command.debit for command in commands],
+        [command.credit for command in commands],
+        [command.amount for command in commands],
+        [command.problem for command in commands],
+        [command.currency for command in commands],
+        [command.reference for command in commands],
+        [command.reason for command in commands],
+        [command.metadata for command in commands],
+        [number for number, _, _ in rows],
+        [batch_id for _, batch_id, _ in rows],
+    ]
+
+
+def answers(row: asyncpg.Record, units: Sequence[Unit]) -> list[list[Answer]]:
+    """One row of ledgerd.post as answers per unit, per command."""
+
+    def after(side: str, i: int) -> After | None:
+        values = [row[f"{side}_{name}"][i] for name in ("versions", "balances", "held", "available")]
+        return None if values[0] is None or row["codes"][i] != 0 else After(*values)
+
+    positions = itertools.count()
+    return [
+        [
+            Answer(
+                row["codes"][i], row["data"][i] and json.loads(row["data"][i]), after("debit", i), after("credit", i)
+            )
+            for _, i in zip(unit.commands, positions, strict=False)
+        ]
+        for unit in units
+    ]
+
+
+class Bench:
+    """Synchronous, because a test of the kernel is a list of statements; `run` is for those that need two at once."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._runner = asyncio.Runner()
+        self.owner: asyncpg.Connection = self.run(asyncpg.connect(database.dsn))
+        self.daemon: asyncpg.Connection = self.run(asyncpg.connect(database.daemon_dsn))
+        self._kernel = self.run(self.daemon.prepare(QUERIES["post"]))
+        self.operator = self.token("operator")
+        self.service = self.token("service")
+
+    def close(self) -> None:
+        self.run(self.daemon.close())
+        self.run(self.owner.close())
+        self._runner.close()
+
+    def run(self, work: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
+        async def wait() -> T:
+            return await work
+
+        return self._runner.run(wait())
+
+    # -- the owner ------------------------------------------------------------------------------------------------
+
+    def execute(self, sql: str, *values: Any) -> None:
+        self.run(self.owner.execute(sql, *values))
+
+    def fetch(self, sql: str, *values: Any) -> list[asyncpg.Record]:
+        return self.run(self.owner.fetch(sql, *values))
+
+    def value(self, sql: str, *values: Any) -> Any:
+        return self.run(self.owner.fetchval(sql, *values))
+
+    def user(self) -> int:
+        return int(
+            self.value("INSERT INTO ledgerd.users (name, created_at) VALUES ('a user', now()) RETURNING user_id")
+        )
+
+    def account(self, user: int | None = None, currency: str = "USD", *, balance: int = 0, limit: int = 0) -> int:
+        """An account of a user (a new one by default), filled by posting to it."""
+        scale = {"USD": 2, "EUR": 2, "JPY": 0}[currency]
+        owner = self.user() if user is None else user
+        account = int(self.value("SELECT ledgerd.open_account($1, $2, $3)", owner, currency, scale))
+        if limit:
+            assert self.post(self.limit(account, limit)).posted
+        if balance:
+            assert self.post(self.credit(account, balance)).posted
+        return account
+
+    def token(self, *scopes: str, user: int | None = None, account: int | None = None) -> int:
+        return int(
+            self.value(
+                "INSERT INTO ledgerd.tokens (user_id, account_id, scopes, token_hash) "
+                "VALUES ($1, $2, $3, sha256(uuid_send(gen_random_uuid()))) RETURNING token_id",
+                user,
+                account,
+                list(scopes),
+            )
+        )
+
+    def token_of(self, account: int, *scopes: str, limited: bool = False) -> int:
+        """A token of an account's owner; ``limited`` to that account."""
+        user = self.value("SELECT user_id FROM ledgerd.accounts WHERE account_id = $1", account)
+        return self.token(*(scopes or ("user",)), user=user, account=account if limited else None)
+
+    def end(self, token: int, *, by: str = "revocation") -> None:
+        column = "revoked_at" if by == "revocation" else "expires_at"
+        self.execute(f"UPDATE ledgerd.tokens SET {column} = now() - interval '1 s' WHERE token_id = $1", token)
+
+    def set_status(self, account: int, status: str) -> None:
+        self.execute("UPDATE ledgerd.accounts SET status = $2 WHERE account_id = $1", account, status)
+
+    def disable_owner(self, account: int) -> None:
+        self.execute("UPDATE ledgerd.accounts SET owner_disabled = true WHERE account_id = $1", account)
+
+    # -- commands -------------------------------------------------------------------------------------------------
+
+    def command(self, kind: str, **members: Any) -> Command:
+        members.setdefault("token_id", self.operator if kind == "limit" else self.service)
+        members.setdefault("transaction_id", fresh_id())
+        members.setdefault("attempt_id", fresh_id())
+        return Command(kind=kind, **members)
+
+    def credit(self, account: int, amount: int | None, **members: Any) -> Command:
+        return self.command("credit", credit=account, amount=amount, **members)
+
+    def debit(self, account: int, amount: int | None, **members: Any) -> Command:
+        return self.command("debit", debit=account, amount=amount, **members)
+
+    def transfer(self, source: int, destination: int, amount: int | None, **members: Any) -> Command:
+        return self.command("transfer", debit=source, credit=destination, amount=amount, **members)
+
+    def limit(self, account: int, amount: int | None, **members: Any) -> Command:
+        return self.command("limit", debit=account, amount=amount, **members)
+
+    def cancel(self, account: int, transaction_id: str, **members: Any) -> Command:
+        return self.command("cancel", debit=account, transaction_id=transaction_id, **members)
+
+    # -- calls ----------------------------------------------------------------------------------------------------
+
+    def call(self, units: Sequence[Unit], *, resent: bool = False) -> list[list[Answer]]:
+        """One kernel call by the daemon's role."""
+        return answers(self.run(self._kernel.fetchrow(*arguments(units, resent=resent))), units)
+
+    def lose(self, units: Sequence[Unit]) -> None:
+        """A call whose connection died before its COMMIT."""
+
+        async def work() -> None:
+            transaction = self.daemon.transaction()
+            await transaction.start()
+            await self._kernel.fetchrow(*arguments(units))
+            await transaction.rollback()
+
+        self.run(work())
+
+    def post(self, command: Command, *, resent: bool = False) -> Answer:
+        return self.call([Unit((command,))], resent=resent)[0][0]
+
+    def post_all(self, *commands: Command) -> list[Answer]:
+        """Independent commands in one call."""
+        return [answer for (answer,) in self.call([Unit((command,)) for command in commands])]
+
+    def post_atomic(self, batch_id: str, *commands: Command, resent: bool = False) -> list[Answer]:
+        return self.call([Unit(commands, batch_id)], resent=resent)[0]
+
+    # -- what is stored -------------------------------------------------------------------------------------------
+
+    def stored_accounts(self) -> dict[int, Account]:
+        return {
+            row["account_id"]: Account(
+                account_id=row["account_id"],
+                user_id=row["user_id"],
+                currency=row["currency"],
+                balance=row["balance"],
+                held=row["held"],
+                overdraft_limit=row["overdraft_limit"],
+                version=row["version"],
+                status=row["status"],
+                owner_disabled=row["owner_disabled"],
+            )
+            for row in self.fetch("SELECT * FROM ledgerd.accounts")
+        }
+
+    def stored_account(self, account: int) -> Account:
+        return self.stored_accounts()[account]
+
+    def stored_transactions(self) -> dict[str, Transaction]:
+        return {str(row["transaction_id"]): _transaction(row) for row in self.fetch("SELECT * FROM ledgerd.records")}
+
+    def stored_attempts(self) -> dict[str, Attempt]:
+        return {str(row["attempt_id"]): _attempt(row) for row in self.fetch("SELECT * FROM ledgerd.attempts")}
+
+    def stored_tokens(self) -> list[Token]:
+        return [
+            Token(row["token_id"], frozenset(row["scopes"]), row["user_id"], row["account_id"])
+            for row in self.fetch("SELECT * FROM ledgerd.tokens")
+        ]
+
+    def state(self) -> object:
+        """Everything that money can change, to say that nothing did."""
+        return self.stored_accounts(), self.stored_transactions()
+
+
+def _transaction(row: asyncpg.Record) -> Transaction:
+    def after(side: str) -> After | None:
+        values = [row[f"{side}_{name}"] for name in ("version", "balance", "held", "available")]
+        return None if values[0] is None else After(*values)
+
+    def account(account_id: int) -> int | None:
+        return account_id if account_id > 0 else None
+
+    return Transaction(
+        transaction_id=str(row["transaction_id"]),
+        kind=row["kind"],
+        amount=row["amount"],
+        currency=row["currency"],
+        debit_account=account(row["debit_account"]),
+        credit_account=account(row["credit_account"]),
+        debit=after("debit"),
+        credit=after("credit"),
+        token_id=row["token_id"],
+        reference=row["reference"],
+        reason=row["reason"],
+        metadata=row["metadata"],
+        place=None if row["batch_id"] is None else Place(str(row["batch_id"]), row["batch_index"]),
+    )
+
+
+def _attempt(row: asyncpg.Record) -> Attempt:
+    """A stored attempt as the command it was; its problem and its metadata are not kept."""
+    return Attempt(
+        Command(
+            kind=row["kind"],
+            token_id=row["token_id"],
+            transaction_id=str(row["transaction_id"]),
+            attempt_id=str(row["attempt_id"]),
+            debit=row["debit_account"],
+            credit=row["credit_account"],
+            amount=row["amount"],
+            currency=row["currency"],
+            reference=row["reference"],
+            reason=row["reason"],
+        ),
+        Refusal(ErrorCode(row["code"]), row["data"] and json.loads(row["data"])),
+    )
