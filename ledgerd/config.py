@@ -6,7 +6,7 @@ default here. Unknown keys are refused: a typo in a limit must not pass.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -60,7 +60,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     subscriptions_per_connection_max: Positive = 128
     accounts_per_subscription_max: Positive = 1_000
     resume_max: Positive = 10_000
+    feed: Literal["notify", "poll"] = "notify"  # how daemons on one database hear of each other's changes
     feed_poll_s: Seconds = 1.0
+    hint_interval_s: Seconds = 0.03
 
     # engine
     lanes: Annotated[int, Meta(ge=1, le=32)] = 2
@@ -77,11 +79,19 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     # database
     connect_timeout_s: Seconds = 5.0
-    lock_timeout_s: Seconds = 4.0
-    statement_timeout_s: Seconds = 8.0
-    call_timeout_s: Seconds = 10.0
+    lock_timeout_s: Seconds = 2.5
+    statement_timeout_s: Seconds = 3.0
+    call_timeout_s: Seconds = 5.0  # after which a silent connection is given up
     restarts_max: Positive = 1_000_000  # of the database generation; each one backs off
 
     # stopping
     drain_timeout_s: Seconds = 10.0
     log_level: str = "info"
+
+    @property
+    def call_reserve_s(self) -> float:
+        """How long before its deadline a command may last be sent, so that it is not executed after it.
+
+        The server ends a call after statement_timeout_s, and one that lost a race is run again within as long.
+        """
+        return 2 * self.statement_timeout_s

@@ -9,7 +9,7 @@
     └── database, supervised     one generation at a time:
         ├── watch                ends the generation when a connection breaks or hangs
         ├── lanes                one task per connection, each posting for whoever waits
-        └── feed poll            finds changes that other daemons committed
+        └── feed                 hears of changes that other daemons committed, and polls for what it did not hear
 
 Sessions outlive generations: while the database is away, commands are answered `unavailable`, readiness is 503, and all
 goes on by itself when it is back.
@@ -17,7 +17,6 @@ goes on by itself when it is back.
 
 from __future__ import annotations
 
-import random
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
@@ -29,6 +28,7 @@ from msgspec import Struct
 from ledgerd.config import Config
 from ledgerd.engine.committer import Committer
 from ledgerd.engine.directory import AccountDirectory
+from ledgerd.engine.feed import SharedFeed
 from ledgerd.engine.hub import Hub
 from ledgerd.engine.ports import StorageUnavailable
 from ledgerd.engine.router import Router
@@ -38,7 +38,6 @@ from ledgerd.storage.books import PostgresBooks
 from ledgerd.storage.generation import DatabaseUnfit, open_generation
 from ledgerd.supervision import RestartLimitReached, supervise
 
-HEADS_PER_POLL = 1_000
 SIDE_DOOR_RESTARTS_MAX = 100
 
 log = structlog.get_logger(__name__)
@@ -81,7 +80,8 @@ async def _run(config: Config, on_ready: Callable[[ReadyInfo], None], *, keep_ep
     books = PostgresBooks()
     directory = AccountDirectory(books, config.directory_entries_max)
     hub = Hub(config, books, lambda: books.facts().epoch)
-    committer = Committer(config, hub.publish)
+    feed = SharedFeed(config, books, hub)
+    committer = Committer(config, feed.publish)
     serving, stopping = trio.Event(), trio.Event()
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -89,7 +89,7 @@ async def _run(config: Config, on_ready: Callable[[ReadyInfo], None], *, keep_ep
             nursery.start_soon(_obey_signals, signals, serving, stopping, nursery.cancel_scope)
             await nursery.start(hub.run)
             nursery.start_soon(committer.run_sweeper)
-            await nursery.start(_serve_database, config, books, committer, hub, keep_epoch)
+            await nursery.start(_serve_database, config, books, committer, feed, keep_epoch)
 
             router = Router(config, directory, committer, nursery)
             gateway = Gateway(config, books=books, router=router, hub=hub, directory=directory)
@@ -175,7 +175,7 @@ async def _serve_database(
     config: Config,
     books: PostgresBooks,
     committer: Committer,
-    hub: Hub,
+    feed: SharedFeed,
     keep_epoch: bool,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -189,7 +189,9 @@ async def _serve_database(
             nursery.start_soon(opened.watch)
             for lane in opened.lanes:
                 nursery.start_soon(committer.run_lane, lane)
-            nursery.start_soon(_poll_feed, config, books, hub)
+            nursery.start_soon(feed.poll)
+            if opened.notifications is not None:
+                nursery.start_soon(feed.exchange_hints, opened.notifications)
             healthy()
             if not started:
                 started = True
@@ -201,12 +203,3 @@ async def _serve_database(
         recoverable=(StorageUnavailable,),
         restarts_max=config.restarts_max,
     )
-
-
-async def _poll_feed(config: Config, books: PostgresBooks, hub: Hub) -> None:
-    """Find versions that other daemons committed to accounts somebody follows here."""
-    while True:
-        await trio.sleep(config.feed_poll_s * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
-        accounts = hub.followed_accounts()
-        for start in range(0, len(accounts), HEADS_PER_POLL):
-            hub.advance_heads(await books.heads(accounts[start : start + HEADS_PER_POLL]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 
@@ -34,3 +36,21 @@ def leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for member in error.exceptions for leaf in leaves(member)]
     return [error]
+
+
+@contextmanager
+def database_errors() -> Iterator[None]:
+    """What a connection of our own to the database may end with, said in a sentence."""
+    from ledgerd.logs import without_secrets
+    from ledgerd.storage.failures import DATABASE_ERRORS, Failure, classify
+    from ledgerd.storage.migrations import MigrationMismatch
+
+    try:
+        yield
+    except MigrationMismatch as error:
+        raise Failed(str(error)) from error
+    except DATABASE_ERRORS as error:
+        told = without_secrets(str(error)) or type(error).__name__
+        if classify(error) is Failure.REFUSED:
+            raise Failed(f"the database refuses: {told}") from error
+        raise Failed(f"cannot connect to the database: {told}", Exit.CANNOT_CONNECT) from error

@@ -10,14 +10,16 @@ from prometheus_client import Counter, Gauge, Histogram
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 
-REQUESTS = Counter("ledgerd_requests_total", "Requests answered, by method and result code (ok or error).", ("method", "code"))
+REQUESTS = Counter(
+    "ledgerd_requests_total", "Requests answered, by method and result code (ok or error).", ("method", "code")
+)
 REQUEST_SECONDS = Histogram(
     "ledgerd_request_duration_seconds", "From a request's arrival to its answer.", ("method",), buckets=_FAST
 )
-NOTIFICATIONS_IGNORED = Counter("ledgerd_notifications_ignored_total", "Requests without an id, which are never executed.")
+NOTIFICATIONS_IGNORED = Counter("ledgerd_notifications_ignored_total", "Requests without an id, never executed.")
 CONNECTIONS = Gauge("ledgerd_connections", "Open WebSocket connections.")
 CONNECTIONS_OPENED = Counter("ledgerd_connections_opened_total", "WebSocket connections accepted.")
-CONNECTIONS_CLOSED = Counter("ledgerd_connections_closed_total", "WebSocket connections ended, by close code.", ("code",))
+CONNECTIONS_CLOSED = Counter("ledgerd_connections_closed_total", "Connections ended, by close code.", ("code",))
 SLOW_CONSUMERS = Counter("ledgerd_slow_consumers_total", "Connections dropped because they took nothing in time.")
 SESSION_CRASHES = Counter("ledgerd_session_crashes_total", "Sessions ended by a bug (close code 1011).")
 SUBSCRIPTIONS = Gauge("ledgerd_subscriptions", "Open subscriptions.")
@@ -29,7 +31,7 @@ FEED_LAG_SECONDS = Histogram(
 USER_WORKERS = Gauge("ledgerd_user_workers", "User workers running.")
 WORKER_CRASHES = Counter("ledgerd_user_worker_crashes_total", "User workers restarted after a bug.")
 UNITS_WAITING_PEAK = Gauge("ledgerd_units_waiting_peak", "Most units that ever waited for a lane at once.")
-CALLS = Counter("ledgerd_kernel_calls_total", "Kernel calls by outcome (ok, rerun, refused, unavailable).", ("outcome",))
+CALLS = Counter("ledgerd_kernel_calls_total", "Kernel calls: ok, rerun, refused, unavailable.", ("outcome",))
 CALL_SECONDS = Histogram("ledgerd_commit_duration_seconds", "One kernel call, commit included.", buckets=_FAST)
 CALL_COMMANDS = Histogram("ledgerd_batch_commands", "Commands per kernel call.", buckets=_SIZES)
 FENCE_HITS = Counter("ledgerd_fence_hits_total", "Calls run again because an account's version moved without its lock.")

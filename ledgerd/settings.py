@@ -30,6 +30,9 @@ PREFIX = "LEDGERD_"
 NOT_SETTINGS = frozenset({"CONFIG", "TOKEN", "URL", "OWNER_DSN"})
 """Variables with the prefix that commands read themselves."""
 
+FLAGS = ("dsn", "listen", "http")
+"""Settings that are flags of their own; all others are given with --set."""
+
 _KUBERNETES = re.compile(r"LEDGERD_(SERVICE_|PORT$|PORT_\d)")
 """What Kubernetes puts into every container beside a service that is called ledgerd. Not meant for us."""
 
@@ -131,9 +134,8 @@ def _known(found: Mapping[str, Any], where: str, spell: Any, problems: list[str]
 
 
 def _spelled(name: str, where: str, file: Path | None) -> str:
-    return {"file": f"{file}: {name}", "environment": PREFIX + name.upper(), "flag": f"--{name.replace('_', '-')}"}[
-        where
-    ]
+    flag = f"--{name}" if name in FLAGS else f"--set {name}"
+    return {"file": f"{file}: {name}", "environment": PREFIX + name.upper(), "flag": flag}[where]
 
 
 # -- values --------------------------------------------------------------------------------------------------------

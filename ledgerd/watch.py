@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 import msgspec
@@ -18,8 +19,7 @@ from rich.live import Live as LiveDisplay
 from rich.table import Table
 from rich.text import Text
 
-from ledgerd_protocol.client import open_client
-from ledgerd_protocol.connection import Retry
+from ledgerd_protocol.client import Client
 from ledgerd_protocol.events import AccountAdded, AccountStart, Event, Start, Update
 
 ROWS_MAX = 10_000
@@ -50,13 +50,18 @@ class View(Protocol):
 
 
 async def watch(
-    url: str, token: str | None, target: Target, view: View, *, for_s: float | None = None, count: int | None = None
+    connection: AbstractAsyncContextManager[Client],
+    target: Target,
+    view: View,
+    *,
+    for_s: float | None = None,
+    count: int | None = None,
 ) -> None:
     """Show what is pushed until ``for_s`` seconds are over or ``count`` changes were shown; for ever without them.
 
     Raises what `Feed.__anext__` raises.
     """
-    async with open_client(url, token=token, retry=Retry(reconnect_s=OUTAGE_S)) as client:
+    async with connection as client:
         with trio.move_on_after(float("inf") if for_s is None else for_s):
             async with client.subscribe("balances", **target.options()) as events:
                 changes, starts, more = 0, 0, False

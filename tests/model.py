@@ -138,7 +138,7 @@ class Refusal(Struct, frozen=True):
     """The command changed nothing. ``data`` are the further members of error.data."""
 
     code: ErrorCode
-    data: dict[str, object] | None = None
+    data: Mapping[str, object] | None = None
 
 
 class Attempt(Struct, frozen=True):
@@ -172,20 +172,19 @@ class Ledger:
 
     def _post_atomic(self, unit: Unit, batch_id: str, resent: bool) -> list[Outcome | None]:
         outcomes: list[Outcome | None] = [None] * len(unit.commands)
-        refused_before = [
-            i for i, command in enumerate(unit.commands) if resent and command.attempt_id in self.attempts
-        ]
-        if refused_before:
-            at = refused_before[0]
-            outcomes[at] = self.attempts[unit.commands[at].attempt_id].refusal
-            return outcomes
+        for index, command in enumerate(unit.commands):
+            if resent and (attempt := self.attempts.get(command.attempt_id)):
+                outcomes[index] = attempt.refusal
+                return outcomes
         accounts = {account_id: msgspec.structs.replace(account) for account_id, account in self.accounts.items()}
         transactions = dict(self.transactions)
         for index, command in enumerate(unit.commands):
             outcome = self._post(command, resent, Place(batch_id, index), len(unit.commands))
             if isinstance(outcome, Refusal):
                 self.accounts, self.transactions = accounts, transactions
-                return [None] * index + [outcome] + [None] * (len(unit.commands) - index - 1)
+                outcomes = [None] * len(unit.commands)
+                outcomes[index] = outcome
+                return outcomes
             outcomes[index] = outcome
         self.batch_sizes.setdefault(batch_id, len(unit.commands))
         return outcomes

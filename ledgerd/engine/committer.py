@@ -295,10 +295,12 @@ class Committer:
         if unit.answered:
             self._settle(unit)
             return True
-        if now <= unit.deadline:
+        unknown = call is not None and call.unknown
+        # A call must be over by the deadline, not begin by it. One that may be committed can only be found out about.
+        if now <= (unit.deadline if unknown else unit.deadline - self._config.call_reserve_s):
             return False
         if call is not None and call.lost:
-            self._refuse(unit, ErrorCode.UNAVAILABLE, applied=None if call.unknown else False)
+            self._refuse(unit, ErrorCode.UNAVAILABLE, applied=None if unknown else False)
         else:
             self._refuse(unit, ErrorCode.TIMEOUT)
         return True
@@ -328,7 +330,7 @@ class Committer:
             if not call.units:
                 self._recovering.remove(call)
         if away:
-            for unit in self._elsewhere():
+            for unit in list(self._elsewhere()):  # who is told may send the next command at once
                 if unit.commands[0].arrived_at <= long_ago:
                     self._tell(unit, ErrorCode.UNAVAILABLE, applied=False)
         if len(self._waiting) < waiting:

@@ -153,12 +153,13 @@ class Hub:
     ) -> Subscription:
         """Begin a subscription to accounts the caller was found to be allowed to see.
 
-        Events come as soon as the present task waits for anything: queue the reply before that. Raises LedgerError
-        invalid_params when `latest` is asked for something else than balances of accounts.
+        Events come as soon as the present task waits for anything: queue the reply before that. Mode `latest` allows
+        to skip, where there is no room; who follows everything is never skipped anything, and has no use for it.
+        Raises LedgerError invalid_params when it is asked for transactions.
         """
         latest = options.mode == "latest"
-        if latest and (channel != "balances" or options.all):
-            raise LedgerError(ErrorCode.INVALID_PARAMS, "mode latest is for balances of accounts only.")
+        if latest and channel != "balances":
+            raise LedgerError(ErrorCode.INVALID_PARAMS, "mode latest is for balances only.")
         terms = Terms(
             subscription_id=subscription_id,
             principal=principal,

@@ -72,7 +72,8 @@ class Command(Struct):
     world, the outside of the ledger. ``amount`` is the client's decimal text, already matched against the grammar.
     ``currency`` is as stated, None if omitted. ``metadata`` is canonical JSON text. ``arrived_at`` is trio time.
     ``debit_account`` and ``credit_account`` are ids, ABSENT for a named account that does not exist, None for the
-    world. For kind `limit`, ``debit`` is the account and ``amount`` the new limit; for `cancel`, ``debit`` is the account.
+    world. For kind `limit`, ``debit`` is the account and ``amount`` the new limit; for `cancel`, ``debit`` is the
+    account.
     """
 
     kind: str

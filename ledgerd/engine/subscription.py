@@ -148,10 +148,12 @@ class Subscription(ABC):
         """Push account_added for those that wait for it, as far as there is room."""
         while self._newcomers:
             state = self._newcomers[0]
-            if not self._push_event(AccountAdded(account=account_start(state))):
-                return False
+            # One that was opened before the snapshot was read is in it.
+            if state.account_id not in self.positions:
+                if not self._push_event(AccountAdded(account=account_start(state))):
+                    return False
+                self.positions[state.account_id] = state.version
             self._newcomers.popleft()
-            self.positions[state.account_id] = state.version
         return True
 
     # -- catching up; the only place where a subscription waits --------------------------------------------------
@@ -294,10 +296,6 @@ class LatestBalances(Subscription):
                 return False
             self.positions[side.account_id] = side.version
         return True
-
-    def _go_live(self) -> bool:
-        self._newest.clear()
-        return super()._go_live()
 
     async def _read_on(self, source: Source, behind: list[int]) -> None:
         fruitful = False

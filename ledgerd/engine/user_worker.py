@@ -108,10 +108,7 @@ class UserWorker:
             for part in split(first, self._config.unit_accounts_max, self._config.call_commands_max):
                 await self._committer.commit([part])
             return
-        # The sweeper may have answered some while they waited in the inbox.
-        units = [unit for unit in self._in_hand if not unit.answered]
-        if units:
-            await self._committer.commit(units)
+        await self._committer.commit(self._in_hand)
 
     def _large(self, unit: Unit) -> bool:
         config = self._config
@@ -119,12 +116,13 @@ class UserWorker:
         return too_large and not unit.atomic
 
     def _drop(self, units: list[Unit] | deque[Unit], code: ErrorCode, *, applied: bool | None) -> None:
-        for unit in units:
+        dropped = list(units)
+        units.clear()
+        for unit in dropped:
             try:
                 unit.refuse(code, applied=applied)
             except Exception:
                 log.exception("answer_failed", transaction_id=unit.commands[0].transaction_id)
-        units.clear()
 
 
 def split(unit: Unit, accounts_max: int, commands_max: int) -> list[Unit]:

@@ -88,9 +88,7 @@ class Member:
         check_scope(method, principal)
         if trio.current_time() > self.arrived_at + desk.config.command_ttl_s:
             raise LedgerError(ErrorCode.TIMEOUT)
-        wait_s = desk.requests.take(address if principal is None else principal.token_id)
-        if wait_s > 0:
-            raise LedgerError(ErrorCode.RATE_LIMITED, retry_after_ms=int(wait_s * 1000) + 1)
+        desk.requests.require(address if principal is None else principal.token_id)
         return method
 
     def result_reply(self, result: Any, bytes_max: int) -> bytes:

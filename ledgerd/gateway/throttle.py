@@ -7,6 +7,8 @@ from collections.abc import Hashable
 
 import trio
 
+from ledgerd_protocol.errors import ErrorCode, LedgerError
+
 KEYS_MAX = 100_000
 """Buckets kept. The one that was used longest ago is forgotten first; it was full, or will be missed by nobody."""
 
@@ -33,6 +35,12 @@ class Throttle:
         if len(self._buckets) > KEYS_MAX:
             self._buckets.popitem(last=False)
         return 0.0
+
+    def require(self, key: Hashable, count: int = 1) -> None:
+        """Take ``count`` tokens. Raises LedgerError ``rate_limited`` with the time to wait if they are not there."""
+        wait_s = self.take(key, count)
+        if wait_s > 0:
+            raise LedgerError(ErrorCode.RATE_LIMITED, retry_after_ms=int(wait_s * 1000) + 1)
 
     def wait_s(self, key: Hashable) -> float:
         """In how many seconds a token will be there, without taking it."""

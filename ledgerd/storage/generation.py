@@ -18,6 +18,7 @@ from ledgerd.storage.books import PostgresBooks, Readers
 from ledgerd.storage.connection import Crossing, connect, open_crossing
 from ledgerd.storage.failures import Failure, classify
 from ledgerd.storage.lane import PostgresLane
+from ledgerd.storage.notifications import Notifications
 from ledgerd.storage.queries import QUERIES
 from ledgerd_protocol.money import iso_scale
 
@@ -31,9 +32,10 @@ class DatabaseUnfit(Exception):
 
 
 class Generation(Struct, frozen=True):
-    """A running generation: its lanes, and a task that must run beside them."""
+    """A running generation: its lanes, its ear for other daemons (with ``feed = notify``), and a watch."""
 
     lanes: list[PostgresLane]
+    notifications: Notifications | None
     crossing: Crossing
     books: PostgresBooks
     call_timeout_s: float
@@ -53,7 +55,7 @@ async def open_generation(
 ) -> AsyncIterator[Generation]:
     """Connect lanes and readers, check the database, and serve `books` until the end of the block.
 
-    Raises StorageUnavailable (try again), DatabaseUnfit (do not).
+    Raises StorageUnavailable (try again), DatabaseUnfit (do not); both arrive in an exception group.
     """
     async with open_crossing() as crossing:
         connections: list[asyncpg.Connection] = []
@@ -63,10 +65,20 @@ async def open_generation(
             facts = await _check(config, crossing, readers[0], keep_epoch=keep_epoch)
             readers += [await _open_connection(config, crossing, connections) for _ in range(config.readers - 1)]
             lanes = [await _open_lane(config, crossing, connections) for _ in range(config.lanes)]
+            notifications = None
+            if config.feed == "notify":
+                notifications = Notifications(crossing, await _open_connection(config, crossing, connections))
+                await notifications.listen()
             books.attach(Readers(crossing, readers), facts)
             metrics.GENERATIONS.inc()
             metrics.DATABASE_UP.set(1)
-            yield Generation(lanes=lanes, crossing=crossing, books=books, call_timeout_s=config.call_timeout_s)
+            yield Generation(
+                lanes=lanes,
+                notifications=notifications,
+                crossing=crossing,
+                books=books,
+                call_timeout_s=config.call_timeout_s,
+            )
         finally:
             books.detach()
             metrics.DATABASE_UP.set(0)
@@ -100,7 +112,7 @@ def _unreachable(error: Exception) -> Exception:
 async def _open_lane(config: Config, crossing: Crossing, connections: list[asyncpg.Connection]) -> PostgresLane:
     connection = await _open_connection(config, crossing, connections)
     statement = await crossing.run(lambda: connection.prepare(QUERIES["post"]), connection)
-    return PostgresLane(crossing, connection, statement)
+    return PostgresLane(crossing, connection, statement, rerun_within_s=config.statement_timeout_s)
 
 
 async def _check(
@@ -141,4 +153,7 @@ async def _check(
             cursor_key=row["cursor_key"],
         )
 
-    return await crossing.run(work, connection)
+    try:
+        return await crossing.run(work, connection)
+    except asyncpg.PostgresError as error:
+        raise DatabaseUnfit(f"the database refuses the daemon's role: {error}") from error

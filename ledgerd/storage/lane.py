@@ -41,13 +41,19 @@ log = structlog.get_logger(__name__)
 class PostgresLane:
     """Posts units through ledgerd.post. Owns its connection; never used by two tasks at once."""
 
-    def __init__(self, crossing: Crossing, connection: asyncpg.Connection, statement: Any) -> None:
+    def __init__(
+        self, crossing: Crossing, connection: asyncpg.Connection, statement: Any, *, rerun_within_s: float
+    ) -> None:
+        """A call that lost a race is run again only while its first run began less than ``rerun_within_s`` ago."""
         self._crossing = crossing
         self._connection = connection
         self._statement = statement
+        self._rerun_within_s = rerun_within_s
 
     async def post(self, units: Sequence[Unit], *, resent: bool) -> list[list[Outcome]]:
         """See `ledgerd.engine.ports.Lane`."""
+        if self._connection.is_closed():
+            raise StorageUnavailable("the connection was lost before the call", applied=False)
         commands = [command for unit in units for command in unit.commands]
         started = time.perf_counter()
         arguments = _arguments(units, commands, resent=resent)
@@ -57,7 +63,8 @@ class PostgresLane:
 
     async def _call(self, arguments: tuple[Any, ...]) -> tuple[asyncpg.Record, dict[str, Record]]:
         """The asyncio side: the call, run again when it lost a race, and the records of replayed commands."""
-        for _ in range(RERUNS_MAX):
+        started = time.monotonic()
+        for _ in range(1 + RERUNS_MAX):
             try:
                 answer = await self._statement.fetchrow(*arguments)
             except Exception as error:
@@ -67,9 +74,11 @@ class PostgresLane:
                 if failure is not Failure.RERUN:
                     raise
                 _count_rerun(error)
-                continue
-            return answer, await self._stored(answer, arguments[4])
-        raise StorageUnavailable(f"the call lost {RERUNS_MAX} races in a row", applied=False)
+                if time.monotonic() - started > self._rerun_within_s:
+                    break
+            else:
+                return answer, await self._stored(answer, arguments[4])
+        raise StorageUnavailable("the call lost every race it ran", applied=False)
 
     async def _stored(self, answer: asyncpg.Record, transaction_ids: list[str]) -> dict[str, Record]:
         wanted = [
@@ -79,8 +88,12 @@ class PostgresLane:
         ]
         if not wanted:
             return {}
-        found = map(rows.record, await self._connection.fetch(QUERIES["records"], wanted))
-        return {record.transaction_id: record for record in found}
+        try:
+            found = await self._connection.fetch(QUERIES["records"], wanted)
+        except asyncpg.PostgresError as error:
+            # The call is committed: whatever this read fails of, nobody may be told that nothing happened.
+            raise StorageUnavailable(f"the records of the call: {type(error).__name__}", applied=None) from error
+        return {record.transaction_id: record for record in map(rows.record, found)}
 
 
 def _count_rerun(error: Exception) -> None:

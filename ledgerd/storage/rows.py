@@ -72,7 +72,7 @@ def record(row: Any) -> Record:
         reason=row["reason"],
         metadata=row["metadata"],
         created_at=time_text(row["created_at"]),
-        actor=ActorInfo(row["token_id"], row["actor_user"], tuple(row["actor_scopes"] or ())),
+        actor=ActorInfo(row["token_id"], row["actor_user"], tuple(sorted(row["actor_scopes"] or ()))),
     )
 
 

@@ -15,7 +15,7 @@ import gc
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import asyncpg
@@ -103,18 +103,18 @@ def plain_schema(dsn: str, accounts: Sequence[int]) -> Iterator[None]:
         finally:
             await connection.close()
 
+    drop = "DROP SCHEMA IF EXISTS ledgerd_bench CASCADE"
+    fill = "INSERT INTO ledgerd_bench.accounts (account_id, balance) SELECT k, $2 FROM unnest($1::bigint[]) AS k"
     try:
         _run(execute(_PLAIN_SCHEMA))
-        _run(
-            execute(
-                "INSERT INTO ledgerd_bench.accounts (account_id, balance) SELECT k, $2 FROM unnest($1::bigint[]) AS k",
-                accounts,
-                _PLAIN_FUNDS,
-            )
-        )
+        _run(execute(fill, accounts, _PLAIN_FUNDS))
         yield
-    finally:
-        _run(execute("DROP SCHEMA IF EXISTS ledgerd_bench CASCADE"))
+    except BaseException:
+        # What went wrong first is what matters; the server may be gone.
+        with suppress(BaselineFailed, OSError):
+            _run(execute(drop))
+        raise
+    _run(execute(drop))
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -12,21 +12,23 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from msgspec import Struct, field
 
 from ledgerd_loadtest import baseline
 from ledgerd_loadtest.audit import Harvest, Point, differences
-from ledgerd_loadtest.baseline import KernelLoad, Pace
+from ledgerd_loadtest.baseline import KernelLoad, Pace, plain_schema
 from ledgerd_loadtest.generator import Generators, Order, Slot
 from ledgerd_loadtest.idle import connections_possible, memory_per_connection_kib, round_trips
 from ledgerd_loadtest.measure import Target, Window, best, pair_ratios, percentile
 from ledgerd_loadtest.operator_client import Operator, OwnAccount
 from ledgerd_loadtest.processes import Gauges
-from ledgerd_loadtest.socket_client import SocketClient
+from ledgerd_loadtest.socket_client import ConnectionFailed, SocketClient
 from ledgerd_loadtest.target import Daemon
+from ledgerd_protocol.errors import LedgerError
 
 BATCH = 100
 PLAIN_CONNECTIONS = 16
@@ -97,15 +99,32 @@ class Bench:
         self._findings.settings = facts.settings
         self._gauges = Gauges(self._daemon.pid, facts.postmaster_pid)
         self._warn_of_settings()
-        with SocketClient(self._daemon.url, self._daemon.token) as client:
-            self._measure_memory()
-            operator = Operator(client)
+        self._measure_memory()
+        with self._operator() as operator:
             service = operator.service_token()
-            try:
-                self._measure_all(operator, service.token or "", service.token_id)
-            finally:
+            self._tell(f"making {self._plan.accounts} accounts over the wire")
+            self._own = operator.make_accounts(self._plan.accounts)
+            self._accounts = [account.account_id for account in self._own]
+            before = operator.points(self._accounts)
+        try:
+            with plain_schema(self._daemon.dsn, self._accounts), Generators(self._plan.generators) as generators:
+                self._rounds(generators, service.token or "", service.token_id)
+        except BaseException:
+            with suppress(ConnectionFailed, LedgerError, OSError), self._operator() as operator:
                 operator.revoke(service)
+            raise
+        with self._operator() as operator:
+            operator.revoke(service)
+            self._tell("audit")
+            self._audit(operator, before)
+        self._compare()
         return self._findings
+
+    @contextmanager
+    def _operator(self) -> Iterator[Operator]:
+        """A connection for one stage: nobody would answer its pings while the rounds run."""
+        with SocketClient(self._daemon.url, self._daemon.token) as client:
+            yield Operator(client)
 
     # -- before and after ------------------------------------------------------------------------------------------
 
@@ -122,17 +141,6 @@ class Bench:
             daemon = self._daemon
             grown = memory_per_connection_kib(daemon.url, daemon.token, self._daemon.pid, connections)
             self._aim("KiB per idle connection", CONNECTION_KIB_MAX, [grown], least=False)
-
-    def _measure_all(self, operator: Operator, service: str, token_id: int) -> None:
-        self._tell(f"making {self._plan.accounts} accounts over the wire")
-        self._own = operator.make_accounts(self._plan.accounts)
-        self._accounts = [account.account_id for account in self._own]
-        before = operator.points(self._accounts)
-        with baseline.plain_schema(self._daemon.dsn, self._accounts), Generators(self._plan.generators) as generators:
-            self._rounds(generators, service, token_id)
-        self._compare()
-        self._tell("audit")
-        self._audit(operator, before)
 
     def _audit(self, operator: Operator, before: dict[int, Point]) -> None:
         findings, harvest = self._findings, self._harvest

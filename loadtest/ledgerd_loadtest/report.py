@@ -88,7 +88,7 @@ def _windows_table(findings: Findings) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for column in ("load", "per s", "lowest - highest", "p50 ms", "p99 ms", "client", "daemon", "server"):
+    for column in ("load", "per s", "lowest - highest", "p50 ms", "p99 ms", "client", "daemon", "PG"):
         table.add_column(column, justify="left" if column == "load" else "right", no_wrap=True)
     for name, windows in findings.windows.items():
         rates = [window.rate for window in windows]

@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Literal, NoReturn
 
 import msgspec
@@ -106,7 +107,7 @@ _INTEGER = re.compile(rb"-?(?:0|[1-9][0-9]{0,%d})" % (ID_DIGITS_MAX - 1))
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 _ESCAPE_PAIR = re.compile(rb"\\.", re.DOTALL)
 _STRING = re.compile(rb'"[^"]*"')
-_TO_BRACES = bytes.maketrans(b"[]", b"{}")
+_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _NOT_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'[]{}"')
 
 _ID_RULE = f"The id must be a string of at most {ID_BYTES_MAX} bytes or an integer of at most {ID_DIGITS_MAX} digits."
@@ -203,14 +204,10 @@ def _depth(data: bytes) -> int:
     """How deep the objects and arrays of valid JSON lie within one another."""
     if b"\\" in data:
         data = _ESCAPE_PAIR.sub(b"", data)
-    structure = data.translate(_TO_BRACES, _NOT_STRUCTURE).replace(b'""', b"")
+    structure = data.translate(None, _NOT_STRUCTURE).replace(b'""', b"")
     if b'"' in structure:
         structure = _STRING.sub(b"", structure)
-    depth = 0
-    while structure:
-        structure = structure.replace(b"{}", b"")  # peels the innermost level, and only that
-        depth += 1
-    return depth
+    return max(accumulate(map(_STEP.__getitem__, structure)), default=0)
 
 
 def _keys(value: Any) -> int:

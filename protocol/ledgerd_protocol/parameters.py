@@ -206,11 +206,12 @@ def _as_sent(problem: Problem, place: str, names: dict[str, int] | None) -> Prob
 
 def _refuse(problems: Iterable[Problem]) -> NoReturn:
     """Raise ``invalid_params`` with the first `PROBLEMS_MAX` problems."""
-    found = list(problems)
+    found = list(itertools.islice(problems, PROBLEMS_MAX + 1))  # looking for all of very many would take long
     errors = [{"pointer": problem.pointer, "detail": problem.detail} for problem in found[:PROBLEMS_MAX]]
-    data: dict[str, Any] = {"errors": errors}
-    if len(found) > PROBLEMS_MAX:
-        data["errors_left_out"] = len(found) - PROBLEMS_MAX
-    first = f"{errors[0]['pointer']}: {errors[0]['detail']}".removeprefix(": ")
-    detail = first if len(found) == 1 else f"{len(found)} parameters are not valid; see data.errors."
-    raise LedgerError(ErrorCode.INVALID_PARAMS, detail, **data)
+    if len(found) == 1:
+        detail = f"{errors[0]['pointer']}: {errors[0]['detail']}".removeprefix(": ")
+    elif len(found) == len(errors):
+        detail = f"{len(found)} parameters are not valid; see data.errors."
+    else:
+        detail = f"More than {PROBLEMS_MAX} parameters are not valid; see data.errors for the first of them."
+    raise LedgerError(ErrorCode.INVALID_PARAMS, detail, errors=errors)

@@ -21,9 +21,10 @@ from ledgerd_protocol.metadata import canonical_metadata
 from ledgerd_protocol.money import AmountSyntax, amount_text
 
 PROBLEMS_MAX = 100
-"""Named in one answer; with more, the answer says how many were left out."""
+"""Named in one answer; with more, its detail says so."""
 
-_KNOWN_NAME_LENGTH_MAX = 64
+_NAME_LENGTH_MAX = 64
+"""Of an unknown name that is repeated in the answer: a name could be nearly as long as a message may be."""
 
 _PLAIN_WORDS = (("`int`", "an integer"), ("`float`", "a number"), ("`str`", "a string"), ("`bool`", "a boolean"))
 
@@ -83,7 +84,7 @@ def _object_problems(cls: type[Struct], raw: bytes, pointer: str) -> Iterator[Pr
         if name in fields:
             yield from _value_problems(fields[name].type, bytes(value), f"{pointer}/{name}")
         else:
-            yield Problem(f"{pointer}/{_escaped(name)}", _unknown(name, list(fields)))
+            yield _unknown(name, list(fields), pointer)
     for name, field in fields.items():
         if field.required and name not in members:
             yield Problem(f"{pointer}/{name}", "This parameter is required.")
@@ -119,12 +120,11 @@ def _inner_problems(bare: Any, raw: bytes, pointer: str) -> Iterator[Problem]:
             yield from _value_problems(item_type, bytes(item), f"{pointer}/{index}")
     elif get_origin(bare) is dict:
         key_type, value_type = get_args(bare)
+        map_of_anything: Any = GenericAlias(dict, (key_type, Any))
         for key, value in (_decoded(_OBJECT, raw) or {}).items():
-            place = f"{pointer}/{_escaped(key)}"
-            map_of_anything: Any = GenericAlias(dict, (key_type, Any))
+            place = f"{pointer}/{_escaped(key)}" if len(key) <= _NAME_LENGTH_MAX else pointer
             if _decoded(_decoder(map_of_anything), msgspec.json.encode({key: None})) is None:
-                meta = _meta(key_type)
-                yield Problem(place, f"The name is not valid here. {meta.description if meta else ''}".rstrip())
+                yield Problem(place, "A name in this object is not of the kind that it has to be.")
             yield from _value_problems(value_type, bytes(value), place)
 
 
@@ -171,9 +171,12 @@ def _sentence(annotation: Any, message: str) -> str:
     return said.replace("`", "") + "."
 
 
-def _unknown(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1) if len(name) <= _KNOWN_NAME_LENGTH_MAX else []
-    return "There is no such parameter." + (f" Did you mean {close[0]}?" if close else "")
+def _unknown(name: str, known: list[str], pointer: str) -> Problem:
+    if len(name) > _NAME_LENGTH_MAX:
+        return Problem(pointer, f"There is no parameter with a name of {len(name)} characters.")
+    close = difflib.get_close_matches(name, known, 1)
+    detail = "There is no such parameter." + (f" Did you mean {close[0]}?" if close else "")
+    return Problem(f"{pointer}/{_escaped(name)}", detail)
 
 
 def _kind(raw: bytes) -> str:

@@ -17,9 +17,12 @@ from typing import Any
 
 import msgspec
 import pytest
+import trio
 
 from ledgerd.storage.embedded import Cluster, temporary_cluster
 from ledgerd.storage.migrations import migrate
+from ledgerd_protocol.events import Start, Update
+from ledgerd_protocol.feed import Feed
 
 STOP_S = 60
 
@@ -41,6 +44,32 @@ class Running:
         """Send a signal and wait for the end; the exit code."""
         self.process.send_signal(number)
         return self.process.wait(STOP_S)
+
+
+class Auditor:
+    """Reads a feed and keeps what it said. The feed itself checks that versions are contiguous."""
+
+    def __init__(self) -> None:
+        self.updates: dict[int, list[Update]] = {}
+        self.starts: list[Start] = []
+        self._moved = trio.Event()
+
+    async def run(self, feed: Feed, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        async for event in feed:
+            if isinstance(event, Start):
+                self.starts.append(event)
+            elif isinstance(event, Update):
+                self.updates.setdefault(event.account_id, []).append(event)
+            self._moved.set()
+
+    def of(self, account_id: int) -> list[Update]:
+        return self.updates.get(account_id, [])
+
+    async def until(self, account_id: int, version: int) -> None:
+        while not (seen := self.updates.get(account_id)) or seen[-1].version < version:
+            self._moved = trio.Event()
+            await self._moved.wait()
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -191,6 +220,12 @@ def nobody_left() -> Any:
         return not processes_with(text)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def new_auditor() -> type[Auditor]:
+    """Makes one that knows nothing yet."""
+    return Auditor
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -152,8 +153,6 @@ def test_watch_of_an_invisible_account_is_refused(dev, ledgerd, call, tmp_path, 
 
 
 def watch_command(dev, *more: str) -> list[str]:
-    import sys
-
     return [sys.executable, "-m", "ledgerd", "watch", *more, *options(dev)]
 
 

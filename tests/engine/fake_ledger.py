@@ -164,6 +164,7 @@ class FakeLedger:
         self.reads: list[tuple[int, int, int]] = []
         self.read_delay_s = 0.001
         self.away = False
+        self.own_are_replays = False  # whether a command sent again by us counts as replayed
         self.before_states: Callable[[], None] = lambda: None
 
     def open(
@@ -192,7 +193,7 @@ class FakeLedger:
     def _judge(self, command: Command) -> Outcome:
         stored = self.records.get(command.transaction_id)
         if stored is not None:
-            return Posted(stored[0], replayed=stored[1] != command.attempt_id)
+            return Posted(stored[0], replayed=self.own_are_replays or stored[1] != command.attempt_id)
         if command.attempt_id in self.refused:
             return self.refused[command.attempt_id]
         self.judged.append((trio.current_time(), command.transaction_id))

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from ledgerd.engine.committer import PASSED_OVER_MAX
-from ledgerd.engine.ports import Posted, Record
+from ledgerd.engine.ports import AccountRef, Posted, Record
 from ledgerd_protocol.errors import ErrorCode
 from tests.engine.fake_ledger import (
     POISON,
@@ -180,12 +180,73 @@ async def test_units_that_are_barred_together_grow_impatient_one_at_a_time_and_s
     assert [len(call) for call in calls_of_hot] == [1, 9]
 
 
+async def test_a_unit_waits_for_an_earlier_one_on_its_account_that_cannot_go_yet(
+    autojump_clock: object, engine: Engine
+) -> None:
+    engine.start_lane("slow", 2.0)
+    first, barred, behind = transfer(2, 1), transfer(3, 1), transfer(4, 3)
+    await engine.send(first)
+    await settle()
+    engine.start_lane("quick", 0.1)
+    await engine.send(barred, behind)
+    await engine.answers(first, barred, behind)
+    assert sent(engine) == [ids(first), ids(barred, behind)]
+
+
+async def test_units_of_one_turn_wait_for_each_other_even_on_different_accounts(
+    ledger: FakeLedger, autojump_clock: object
+) -> None:
+    ledger.open(70, user_id=1, balance=10_000, currency="EUR")
+    async with open_engine(ledger) as engine:
+        await engine.directory.find([(AccountRef(account_id=number), "") for number in (1, 2, 3, 70)])
+        engine.start_lane("slow", 2.0)
+        first = transfer(2, 1)
+        await engine.send(first)
+        await settle()
+        engine.start_lane("quick", 0.1)
+        dollars, euros = transfer(1, 3), Asked(command("debit", 70, None))
+        for unit in (dollars, euros):
+            engine.router.try_route(unit)
+        await settle()
+        other = transfer(5, 6)  # makes the quick lane look at all that waits
+        await engine.send(other)
+        await engine.answers(first, dollars, euros, other)
+    assert sent(engine) == [ids(first), ids(other), ids(dollars, euros)]
+
+
+async def test_one_turn_is_never_in_two_lanes(ledger: FakeLedger, autojump_clock: object) -> None:
+    ledger.open(70, user_id=1, balance=10_000, currency="EUR")
+    async with open_engine(ledger, call_commands_max=1) as engine:
+        turn = [transfer(1, 3), Asked(command("debit", 70, None))]
+        for unit in turn:
+            engine.router._fill(unit, lambda ref, _: engine.ledger._find(ref, ""))
+        engine.start_lane("a", 1.0)
+        engine.start_lane("b", 1.0)
+        await settle()
+        started = trio.current_time()
+        await engine.committer.commit(list(turn))
+        assert trio.current_time() - started == pytest.approx(2.0)
+
+
+async def test_what_waits_behind_a_unit_that_was_dropped_goes_at_once(autojump_clock: object, engine: Engine) -> None:
+    engine.start_lane("slow", 9.0)
+    first, dropped, behind = transfer(2, 1), Asked(command("transfer", 3, 1), ttl_s=8.0), transfer(4, 3)
+    await engine.send(first)
+    await settle()
+    engine.start_lane("quick", 0.1)
+    await engine.send(dropped, behind)
+    await behind.done.wait()
+    assert dropped.refusal == (ErrorCode.TIMEOUT, False)
+    assert not first.answered
+    assert behind.record.sides[0].version == 1
+
+
 # -- deadlines ------------------------------------------------------------------------------------------------------
 
 
 async def test_a_unit_past_its_deadline_is_refused_and_never_sent(autojump_clock: object, engine: Engine) -> None:
     engine.start_lane("lane", 3.0)
-    first, late = transfer(1, 2), Asked(command("transfer", 3, 4), ttl_s=2.0)
+    first, late = transfer(1, 2), Asked(command("transfer", 3, 4), ttl_s=8.0)
     await engine.send(first)
     await settle()
     await engine.send(late)
@@ -193,7 +254,7 @@ async def test_a_unit_past_its_deadline_is_refused_and_never_sent(autojump_clock
     await engine.answers(first, late)
     assert late.refusal == (ErrorCode.TIMEOUT, False)
     assert late.answered_at is not None
-    assert late.answered_at - started < 2.5, "it is told when the deadline passes, not when a lane is free"
+    assert late.answered_at - started < 2.5, "it is told when it can no longer be done in time, not when a lane is free"
     assert ids(late) not in sent(engine)
 
 
@@ -207,6 +268,24 @@ async def test_the_database_being_away_is_said_within_five_seconds(autojump_cloc
     engine.start_lane()
     await settle()
     assert engine.ledger.calls == [], "what was refused is dropped"
+
+
+async def test_who_is_told_that_the_database_is_away_may_send_the_next_command_at_once(
+    autojump_clock: object, engine: Engine
+) -> None:
+    following: list[Asked] = []
+
+    def send_another() -> None:
+        following.append(transfer(20 + len(following), 30))
+        assert engine.router.try_route(following[-1]) in (True, False)
+
+    await engine.directory.find([(AccountRef(account_id=number), "") for number in range(1, 41)])
+    units = [Asked(command("transfer", 1, number), then=send_another) for number in range(2, 8)]
+    await engine.send(*units)
+    await engine.answers(*units)
+    await engine.answers(*following)
+    assert {unit.refusal for unit in [*units, *following]} == {(ErrorCode.UNAVAILABLE, False)}
+    assert len(following) == len(units)
 
 
 async def test_a_short_absence_is_not_noticed(autojump_clock: object, engine: Engine) -> None:
@@ -313,7 +392,7 @@ async def test_a_call_that_surely_did_nothing_is_refused_within_five_seconds_as_
 
 
 async def test_nothing_is_sent_again_after_it_was_answered(autojump_clock: object, engine: Engine) -> None:
-    units = [Asked(command("transfer", 1, 2), ttl_s=2.0), transfer(3, 4)]
+    units = [Asked(command("transfer", 1, 2), ttl_s=8.0), transfer(3, 4)]
     await engine.send(*units)
     await settle()
     engine.start_lane("first", 0.1, Fault.LOST_BEFORE_COMMIT)
@@ -338,6 +417,18 @@ async def test_a_lane_cancelled_with_its_generation_leaves_its_call_to_the_next(
     engine.start_lane("next")
     await unit.outcome()
     assert [resent for _, _, resent in engine.ledger.calls][-1] is True
+    assert unit.record.sides[0].version == 1
+
+
+async def test_a_call_that_one_lane_lost_is_taken_up_by_an_idle_one(autojump_clock: object, engine: Engine) -> None:
+    engine.start_lane("doomed", 0.1, Fault.LOST_AFTER_COMMIT)
+    await settle()
+    engine.start_lane("idle", 0.1)
+    await settle()
+    unit = transfer(1, 2)
+    await engine.send(unit)
+    await unit.outcome()
+    assert [name for name, _, _ in engine.ledger.calls] == ["doomed", "idle"]
     assert unit.record.sides[0].version == 1
 
 
@@ -372,6 +463,17 @@ async def test_a_unit_that_the_database_chokes_on_fails_alone(autojump_clock: ob
     await engine.answers(poison, *good)
     assert poison.refusal == (ErrorCode.INTERNAL_ERROR, False)
     assert [unit.record.sides[0].version for unit in good] == [1, 1, 2]
+
+
+async def test_units_that_go_alone_go_in_all_lanes(autojump_clock: object, engine: Engine) -> None:
+    units = [Asked(command("transfer", 9, 10, reason=POISON)), transfer(1, 2), transfer(3, 4), transfer(5, 6)]
+    await engine.send(*units)
+    await settle()
+    started = trio.current_time()
+    engine.start_lane("a", 1.0)
+    engine.start_lane("b", 1.0)
+    await engine.answers(*units)
+    assert trio.current_time() - started == pytest.approx(3.0), "one call for all, then four calls in two lanes"
 
 
 async def test_a_connection_lost_while_units_go_alone_does_not_change_their_order(
@@ -462,7 +564,11 @@ async def test_a_replayed_transaction_is_not_published_again(autojump_clock: obj
     assert published == [first.record]
 
 
-async def test_what_a_lost_call_committed_is_published_once_it_is_known(autojump_clock: object, engine: Engine) -> None:
+@pytest.mark.parametrize("replays", [False, True])
+async def test_what_a_lost_call_committed_is_published_once_it_is_known(
+    autojump_clock: object, engine: Engine, replays: bool
+) -> None:
+    engine.ledger.own_are_replays = replays
     sink = FakeSink()
     engine.follow(sink, 1)
     engine.start_lane("first", 0.1, Fault.LOST_AFTER_COMMIT)

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from ledgerd.engine.subscription import PAGE
+from ledgerd.metrics import CATCH_UPS
 from ledgerd_protocol.errors import ErrorCode, LedgerError
 from ledgerd_protocol.messages import Since
 from tests.engine.fake_ledger import (
@@ -316,12 +317,14 @@ async def test_a_version_heard_of_just_before_it_is_published_makes_nobody_read(
 ) -> None:
     sink = await follow_live(engine, 1)
     record = engine.ledger.credit(1)
+    before = CATCH_UPS._value.get()
     engine.hub.advance_heads({1: 1})
     await trio.sleep(0.005)
     engine.hub.publish(record)
     await settle()
     assert versions(sink.take()) == [1]
     assert engine.ledger.reads == []
+    assert CATCH_UPS._value.get() == before
 
 
 async def test_ten_thousand_live_subscribers_have_no_task_and_a_hole_is_read_once_for_all(
@@ -505,6 +508,21 @@ async def test_latest_reads_one_record_when_another_daemon_made_the_newest(
     assert engine.ledger.reads == [(1, 4, 1)]
 
 
+async def test_latest_shows_what_another_daemon_made_instead_of_an_older_change_of_ours(
+    autojump_clock: object, engine: Engine
+) -> None:
+    sink = await follow_live(engine, 1, mode="latest")
+    sink.room_for = 0
+    engine.hub.publish(engine.ledger.credit(1))
+    engine.ledger.credit(1)
+    engine.hub.advance_heads({1: 2})
+    await settle()
+    sink.make_room()
+    await settle()
+    (event,) = sink.take()
+    assert (event["version"], event["skipped"]) == (2, 1)
+
+
 async def test_latest_resumes_with_the_newest_balance_only(autojump_clock: object, engine: Engine) -> None:
     for _ in range(5):
         engine.ledger.credit(1)
@@ -516,12 +534,9 @@ async def test_latest_resumes_with_the_newest_balance_only(autojump_clock: objec
     assert (update["version"], update["skipped"], live["type"]) == (5, 2, "live")
 
 
-@pytest.mark.parametrize("wrong", [{"channel": "transactions"}, {"all": True}])
-async def test_latest_is_for_balances_of_accounts_only(
-    autojump_clock: object, engine: Engine, wrong: dict[str, Any]
-) -> None:
+async def test_latest_is_for_balances_only(autojump_clock: object, engine: Engine) -> None:
     with pytest.raises(LedgerError) as caught:
-        engine.follow(FakeSink(), 1, mode="latest", **wrong)
+        engine.follow(FakeSink(), 1, mode="latest", channel="transactions")
     assert caught.value.code is ErrorCode.INVALID_PARAMS
     assert engine.hub.followed_accounts() == []
 
@@ -590,6 +605,23 @@ async def test_a_slow_reader_of_transactions_gets_each_once(autojump_clock: obje
     await settle()
     got += sink.take()
     assert transaction_ids(got) == [record.transaction_id for record in records]
+
+
+async def test_a_transaction_with_an_account_opened_while_reading_comes_once(
+    autojump_clock: object, engine: Engine
+) -> None:
+    sink = await follow_live(engine, 1, channel="transactions", by=principal(1))
+    first = engine.ledger.credit(1)
+    second = engine.ledger.credit(1)
+    engine.hub.publish(second)  # the first is missing: it is being read
+    await trio.sleep(engine.ledger.read_delay_s / 2)
+    engine.hub.announce_account(engine.ledger.open(9, user_id=1))
+    third = engine.ledger.move(1, 9)
+    engine.hub.publish(third)
+    await settle()
+    events = sink.take()
+    assert transaction_ids(events) == [record.transaction_id for record in (first, second, third)]
+    assert types(events)[0] == "account_added"
 
 
 # -- everything -----------------------------------------------------------------------------------------------------
@@ -676,6 +708,19 @@ async def test_unsubscribe_is_the_last_word_when_room_is_made_at_the_same_moment
     assert sink.frames == []
 
 
+async def test_unsubscribe_is_the_last_word_when_the_start_gets_its_room_at_the_same_moment(
+    autojump_clock: object, engine: Engine
+) -> None:
+    sink = FakeSink()
+    sink.room_for = 0
+    subscription = engine.follow(sink, 1)
+    await settle()
+    sink.make_room()
+    engine.hub.unsubscribe(subscription)
+    await settle()
+    assert sink.frames == []
+
+
 async def test_unsubscribing_from_within_a_push_is_survived(autojump_clock: object, engine: Engine) -> None:
     others = [await follow_live(engine, 1) for _ in range(2)]
     sink = await follow_live(engine, 1)
@@ -749,6 +794,49 @@ async def test_when_the_epoch_changes_subscriptions_end_so_that_clients_begin_an
     assert versions(again.take()) == [1]
 
 
+async def test_when_the_epoch_changes_while_the_snapshot_is_read_it_is_read_again(
+    autojump_clock: object, engine: Engine
+) -> None:
+    engine.ledger.credit(1)
+    sink = FakeSink()
+    engine.follow(sink, 1, since=since({1: 1}))
+    await trio.sleep(engine.ledger.read_delay_s / 2)
+    engine.ledger.epoch = "e2"
+    await settle()
+    start, _ = sink.take()
+    assert start["epoch"] == "e2"
+    assert start["accounts"][0]["reason"] == "epoch_changed"
+
+
+async def test_versions_of_an_older_epoch_keep_nobody_from_going_live(autojump_clock: object, engine: Engine) -> None:
+    for _ in range(3):
+        engine.ledger.credit(1)
+    engine.hub.advance_heads({})
+    sink = FakeSink()
+    engine.ledger.away = True
+    engine.follow(sink, 1)
+    await settle()
+    engine.ledger.epoch = "e2"
+    engine.ledger.open(1)
+    engine.ledger.away = False
+    engine.hub.advance_heads({1: 0})
+    await trio.sleep(5)
+    assert types(sink.take()) == ["start", "live"]
+
+
+async def test_the_first_look_at_the_heads_lets_nobody_forget_what_is_missing(
+    autojump_clock: object, engine: Engine
+) -> None:
+    sink = await follow_live(engine, 1)
+    sink.room_for = 0
+    for _ in range(3):
+        engine.hub.publish(engine.ledger.credit(1))
+    engine.hub.advance_heads({})
+    sink.make_room()
+    await settle()
+    assert versions(sink.take()) == [1, 2, 3]
+
+
 async def test_the_first_look_at_the_heads_ends_nothing(autojump_clock: object, engine: Engine) -> None:
     sink = await follow_live(engine, 1)
     engine.hub.advance_heads({1: 0})
@@ -811,6 +899,21 @@ async def test_an_account_opened_while_the_subscription_is_behind_is_added_befor
     mine = [event for event in events if event.get("account_id") == 9 or event["type"] == "account_added"]
     assert types(mine) == ["account_added", "update"]
     assert versions(events) == [1]
+
+
+async def test_an_account_opened_before_the_snapshot_is_read_is_in_it_and_not_added_again(
+    autojump_clock: object, engine: Engine
+) -> None:
+    sink = FakeSink()
+    engine.follow(sink, 1, by=principal(1))
+    engine.hub.announce_account(engine.ledger.open(9, user_id=1))
+    engine.hub.publish(engine.ledger.credit(9))
+    await settle()
+    start, live = sink.take()
+    assert [account["account_id"] for account in start["accounts"]] == [1, 9]
+    assert live == {"type": "live"}
+    engine.hub.publish(engine.ledger.credit(9))
+    assert versions(sink.take(), 9) == [2]
 
 
 async def test_an_account_opened_while_the_snapshot_is_read_is_added_after_the_start(

@@ -16,6 +16,7 @@ from ledgerd_protocol.errors import ErrorCode
 from ledgerd_protocol.messages import Since
 from tests.engine.fake_ledger import (
     POISON,
+    SERVICE,
     Asked,
     Engine,
     FakeLedger,
@@ -27,6 +28,7 @@ from tests.engine.fake_ledger import (
 )
 
 ACCOUNTS = 4
+OLD = 2
 account = st.integers(1, ACCOUNTS)
 accounts = st.tuples(account, account).filter(lambda pair: pair[0] != pair[1])
 moderate = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -46,7 +48,9 @@ class Client:
     """A subscriber that checks every event, and resumes where it stood."""
 
     def __init__(self, engine: Engine, followed: tuple[int, ...], channel: str, mode: str) -> None:
+        """With nothing ``followed``, whatever user 1 has, and will have."""
         self.engine = engine
+        self.mine = not followed
         self.followed = followed
         self.channel = channel
         self.mode = mode
@@ -67,8 +71,17 @@ class Client:
         self.sink = FakeSink()
         self.sink.room_for = room
         self.started = False
+        if self.mine:
+            self.followed = tuple(
+                state.account_id for state in self.engine.ledger.accounts.values() if state.user_id == 1
+            )
         self.subscription = self.engine.follow(
-            self.sink, *self.followed, channel=self.channel, mode=self.mode, since=since
+            self.sink,
+            *self.followed,
+            by=principal(1) if self.mine else SERVICE,
+            channel=self.channel,
+            mode=self.mode,
+            since=since,
         )
 
     def read(self) -> None:
@@ -79,12 +92,21 @@ class Client:
     def on_start(self, event: dict[str, Any]) -> None:
         assert not self.started
         self.started = True
+        if self.mine:
+            self.followed = tuple(start["account_id"] for start in event["accounts"])
         for start in event["accounts"]:
             if start["from"] == "snapshot":
                 assert start["account_id"] not in self.versions, "it could have been resumed"
                 self.versions[start["account_id"]] = start["version"]
             else:
                 assert start["version"] >= self.versions[start["account_id"]]
+
+    def on_account_added(self, event: dict[str, Any]) -> None:
+        assert self.started
+        number = event["account"]["account_id"]
+        assert number not in self.versions
+        self.followed += (number,)
+        self.versions[number] = event["account"]["version"]
 
     def on_live(self, _: dict[str, Any]) -> None:
         assert self.started
@@ -120,11 +142,12 @@ feed_step = st.one_of(
     st.tuples(
         st.just("follow"),
         st.tuples(
-            st.sampled_from([(1,), (1, 2), (1, 2, 3, 4), (3, 4)]),
+            st.sampled_from([(1,), (1, 2), (1, 2, 3, 4), (3, 4), (), ()]),
             st.sampled_from([("balances", "stream"), ("balances", "latest"), ("transactions", "stream")]),
         ),
     ),
     st.tuples(st.just("again"), st.integers(0, 9)),
+    st.tuples(st.just("open"), st.none()),
 )
 
 
@@ -134,15 +157,24 @@ def test_every_subscriber_sees_every_version_once_whatever_happens(steps: list[t
     trio.run(run_feed, steps, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
+def among(ledger: FakeLedger, pair: tuple[int, int]) -> tuple[int, int]:
+    """Two accounts, the youngest ones included: those above the first few count from the end."""
+    newest = len(ledger.accounts)
+    source, destination = (newest - number + OLD if number > OLD else number for number in pair)
+    return (source, destination) if source != destination else (1, newest)
+
+
 async def run_feed(steps: list[tuple[str, Any]]) -> None:
     ledger = fake_ledger()
     async with open_engine(ledger) as engine:
         clients = [Client(engine, (1, 2, 3, 4), "transactions", "stream"), Client(engine, (1, 2), "balances", "stream")]
         for kind, what in steps:
             if kind == "move":
-                engine.hub.publish(ledger.move(what[0], what[1], 1))
+                engine.hub.publish(ledger.move(*among(ledger, what), 1))
             elif kind == "elsewhere":
-                ledger.move(what[0], what[1], 1)
+                ledger.move(*among(ledger, what), 1)
+            elif kind == "open":
+                engine.hub.announce_account(ledger.open(len(ledger.accounts) + 1, user_id=1))
             elif kind == "poll":
                 engine.hub.advance_heads({number: ledger.version(number) for number in engine.hub.followed_accounts()})
             elif kind == "room":

@@ -68,7 +68,12 @@ async def test_routing_twice_sends_once(autojump_clock: object, engine: Engine) 
     await engine.router.route(unit)
     await unit.outcome()
     await settle()
-    assert len(engine.ledger.calls) == 1
+    known = transfer(1, 2)
+    assert engine.router.try_route(known)
+    assert engine.router.try_route(known)
+    await known.outcome()
+    sent = [transaction_ids for _, transaction_ids, _ in engine.ledger.calls]
+    assert sent == [[unit.commands[0].transaction_id], [known.commands[0].transaction_id]]
 
 
 async def test_a_user_names_the_account_in_the_currency_of_the_account_named_by_id(
@@ -191,6 +196,15 @@ async def test_a_large_unit_of_independent_members_goes_in_several_calls_in_orde
     assert [outcome.record.transaction_id for outcome in unit.outcomes] == ids  # type: ignore[union-attr]
 
 
+async def test_a_large_unit_behind_a_small_one_does_not_go_with_it(autojump_clock: object, engine: Engine) -> None:
+    await warm(engine, *range(1, 9))
+    small, large = transfer(1, 2), Asked(*[command("transfer", account, account + 1) for account in (1, 3, 5)])
+    for unit in (small, large):
+        assert engine.router.try_route(unit)
+    await engine.answers(small, large)
+    assert [len(transaction_ids) for _, transaction_ids, _ in engine.ledger.calls] == [1, 2, 1]
+
+
 async def test_idle_workers_retire_and_a_new_one_starts_with_the_next_command(
     autojump_clock: object, engine: Engine
 ) -> None:
@@ -227,7 +241,7 @@ async def test_a_full_inbox_refuses_overloaded(ledger: FakeLedger, autojump_cloc
 async def test_after_stop_accepting_everything_new_is_refused_and_drain_waits_for_what_was_taken(
     autojump_clock: object, engine: Engine
 ) -> None:
-    engine.lanes[0].call_s = 2.0
+    engine.lanes[0].call_s = 1.0
     engine.ledger.directory_delay_s = 1.0
     taken = [transfer(1, 2), transfer(3, 4), transfer(1, 2)]
     await engine.send(*taken)

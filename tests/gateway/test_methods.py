@@ -358,6 +358,7 @@ async def test_a_cursor_is_good_only_for_its_list_and_its_filters() -> None:
             assert (await client.refused("transaction_list", params))["code"] == 2010, params
         other = await door.user(2)
         assert (await other.refused("account_list", {"cursor": accounts}))["code"] == 2010
+        assert (await client.refused("token_list", {"cursor": accounts}))["code"] == 2010
         await client.call("transaction_list", {"cursor": cursor, "limit": 2})
 
 

@@ -6,14 +6,14 @@ import asyncio
 import itertools
 import json
 import uuid
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import asyncpg
 from msgspec import Struct
 
 from ledgerd.storage.queries import QUERIES
-from ledgerd_protocol.errors import ErrorCode
+from ledgerd_protocol.errors import ERROR_CODES
 from tests.conftest import Database
 from tests.model import Account, After, Attempt, Command, Place, Refusal, Token, Transaction, Unit
 
@@ -24,7 +24,7 @@ class Answer(Struct, frozen=True):
     """The kernel's answer to one command; ``code`` is 0 posted, 1 replayed, None undone, else an error's."""
 
     code: int | None
-    data: dict[str, Any] | None
+    data: Mapping[str, Any] | None
     debit: After | None
     credit: After | None
 
@@ -38,7 +38,7 @@ class Answer(Struct, frozen=True):
 
     @property
     def refusal(self) -> Refusal | None:
-        return None if self.code in (0, 1, None) else Refusal(ErrorCode(self.code), self.data)
+        return None if self.code is None or self.code in (0, 1) else Refusal(ERROR_CODES[self.code], self.data)
 
 
 def fresh_id() -> str:
@@ -80,15 +80,12 @@ def answers(row: asyncpg.Record, units: Sequence[Unit]) -> list[list[Answer]]:
         return None if values[0] is None or row["codes"][i] != 0 else After(*values)
 
     positions = itertools.count()
-    return [
-        [
-            Answer(
-                row["codes"][i], row["data"][i] and json.loads(row["data"][i]), after("debit", i), after("credit", i)
-            )
-            for _, i in zip(unit.commands, positions, strict=False)
-        ]
-        for unit in units
-    ]
+
+    def answer(i: int) -> Answer:
+        data = row["data"][i]
+        return Answer(row["codes"][i], data and json.loads(data), after("debit", i), after("credit", i))
+
+    return [[answer(next(positions)) for _ in unit.commands] for unit in units]
 
 
 class Bench:
@@ -126,9 +123,8 @@ class Bench:
         return self.run(self.owner.fetchval(sql, *values))
 
     def user(self) -> int:
-        return int(
-            self.value("INSERT INTO ledgerd.users (name, created_at) VALUES ('a user', now()) RETURNING user_id")
-        )
+        insert = "INSERT INTO ledgerd.users (name, created_at) VALUES ('a user', now()) RETURNING user_id"
+        return int(self.value(insert))
 
     def account(self, user: int | None = None, currency: str = "USD", *, balance: int = 0, limit: int = 0) -> int:
         """An account of a user (a new one by default), filled by posting to it."""
@@ -295,5 +291,5 @@ def _attempt(row: asyncpg.Record) -> Attempt:
             reference=row["reference"],
             reason=row["reason"],
         ),
-        Refusal(ErrorCode(row["code"]), row["data"] and json.loads(row["data"])),
+        Refusal(ERROR_CODES[row["code"]], row["data"] and json.loads(row["data"])),
     )

@@ -86,9 +86,8 @@ def test_every_differing_member_is_named_at_once(bench: Bench) -> None:
     command = bench.debit(account, 1)
     bench.post(command)
 
-    altered = again(
-        command, kind="transfer", debit=other, credit=account, amount=2, reference="r", reason="x", metadata="{}"
-    )
+    accounts = {"debit": other, "credit": account}
+    altered = again(command, kind="transfer", **accounts, amount=2, reference="r", reason="x", metadata="{}")
     assert bench.post(altered).refusal == Refusal(
         ErrorCode.TRANSACTION_ID_REUSED,
         {
@@ -324,9 +323,8 @@ def test_an_atomic_batch_falls_as_a_whole(bench: Bench) -> None:
     one, two = bench.account(balance=10), bench.account()
     before = bench.state()
     last = bench.debit(two, 100)
-    answers = bench.post_atomic(
-        fresh_id(), bench.debit(one, 4), bench.transfer(one, two, 6), last, bench.credit(two, 1)
-    )
+    members = bench.debit(one, 4), bench.transfer(one, two, 6), last, bench.credit(two, 1)
+    answers = bench.post_atomic(fresh_id(), *members)
 
     assert [answer.code for answer in answers] == [None, None, ErrorCode.INSUFFICIENT_FUNDS, None]
     assert answers[2].data == {"available": 6, "requested": 100, "version": 1}

@@ -145,9 +145,7 @@ def test_what_cannot_change_is_judged_before_the_id_so_that_a_replay_needs_the_s
     assert bench.post(again).code == ErrorCode.PERMISSION_DENIED
 
 
-def test_what_can_change_is_judged_after_the_id_so_that_a_replay_needs_no_funds_and_no_open_account(
-    bench: Bench,
-) -> None:
+def test_what_can_change_is_judged_after_the_id_so_that_a_replay_needs_no_funds(bench: Bench) -> None:
     account = bench.account(balance=10)
     command = bench.debit(account, 10)
     bench.post(command)

@@ -164,8 +164,17 @@ _amounts = st.one_of(
     st.integers(1, 20),
     st.integers(1, 20),
     st.sampled_from(
-        [100, MINOR_MAX, MINOR_MAX - 1, MINOR_MAX // 2, MINOR_MAX + 1, 0, -1]
-        + [ErrorCode.AMOUNT_PRECISION, ErrorCode.AMOUNT_OUT_OF_RANGE]
+        [
+            100,
+            MINOR_MAX,
+            MINOR_MAX - 1,
+            MINOR_MAX // 2,
+            MINOR_MAX + 1,
+            0,
+            -1,
+            ErrorCode.AMOUNT_PRECISION,
+            ErrorCode.AMOUNT_OUT_OF_RANGE,
+        ]
     ),
 )
 _tokens = st.integers(0, len(TOKENS))
@@ -266,6 +275,8 @@ def _units_of(call: Call, world: World) -> list[Unit]:
 
 
 def _again(step: SendAgain, world: World) -> list[Unit]:
+    if not world.calls:
+        return []
     units = world.calls[-1 - step.back % len(world.calls)]
     if step.resent:
         return units
@@ -319,10 +330,7 @@ def _play(step: Call | SendAgain | OwnerActs, world: World) -> None:
         _owner_acts(step, world)
         return
     resent = isinstance(step, SendAgain) and step.resent
-    if isinstance(step, Call):
-        units = _units_of(step, world)
-    else:
-        units = _again(step, world) if world.calls else []
+    units = _units_of(step, world) if isinstance(step, Call) else _again(step, world)
     if not units:
         return
     if not resent:
@@ -357,7 +365,7 @@ def _assert_same_books(world: World) -> None:
                 command, problem=None, metadata=None, currency=acting.currency if acting else command.currency
             ),
         )
-    assert {number: kept for number, kept in bench.stored_attempts().items()} == expected
+    assert bench.stored_attempts() == expected
     assert audit(accounts, transactions.values()) == []
 
 

@@ -129,7 +129,8 @@ def test_the_world_is_what_the_accounts_are_not(bench: Bench) -> None:
     rows = bench.fetch(
         "SELECT c.currency, -sum(e.balance_change) AS outside, "
         "(SELECT sum(a.balance) FROM ledgerd.accounts AS a WHERE a.currency = c.currency) AS inside "
-        "FROM ledgerd.currencies AS c INNER JOIN ledgerd.entries AS e ON e.account_id = c.world_account GROUP BY c.currency"
+        "FROM ledgerd.currencies AS c "
+        "INNER JOIN ledgerd.entries AS e ON e.account_id = c.world_account GROUP BY c.currency"
     )
     assert {row["currency"]: (row["outside"], row["inside"]) for row in rows} == {"USD": (75, 75), "EUR": (7, 7)}
 

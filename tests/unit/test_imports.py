@@ -51,8 +51,8 @@ EXCEPTIONS = {("ledgerd_loadtest.baseline", "asyncpg"), ("ledgerd_loadtest.basel
 
 PURE = ("codec", "errors", "events", "messages", "metadata", "money", "openrpc", "parameters", "problems", "replies")
 PURE_LIBRARIES = {
-    "msgspec", "iso4217", "__future__", "collections", "difflib", "enum", "functools", "inspect", "itertools", "json", "operator",
-    "pathlib", "re", "sys", "types", "typing",
+    "msgspec", "iso4217", "__future__", "collections", "difflib", "enum", "functools", "inspect", "itertools", "json",
+    "operator", "pathlib", "re", "sys", "types", "typing",
 }  # fmt: skip
 
 

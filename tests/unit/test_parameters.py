@@ -242,11 +242,22 @@ def test_metadata_stays_raw_and_its_limits_are_checked() -> None:
         assert set(mistakes("transfer", f'{{"amount":"1","metadata":{bad}}}')) == {"/metadata"}
 
 
-def test_very_many_mistakes_are_bounded_and_the_rest_is_counted() -> None:
+def test_of_very_many_mistakes_the_first_are_named_and_the_detail_says_that_there_are_more() -> None:
     with pytest.raises(LedgerError) as refusal:
         read("system_ping", json.dumps({f"x{number}": 1 for number in range(PROBLEMS_MAX + 5)}))
     assert len(refusal.value.data["errors"]) == PROBLEMS_MAX
-    assert refusal.value.data["errors_left_out"] == 5
+    assert f"More than {PROBLEMS_MAX}" in refusal.value.detail
+
+
+def test_a_mistake_is_answered_briefly_however_long_its_name_is() -> None:
+    name = "~" * 100_000
+    assert mistakes("credit", json.dumps({"amount": "1", name: 1})) == {
+        "": "There is no parameter with a name of 100000 characters."
+    }
+    options = {"since": {"epoch": "e", "versions": {name: -1}}}
+    assert set(mistakes("ledger_subscribe", json.dumps({"channel": "balances", "options": options}))) == {
+        "/options/since/versions"
+    }
 
 
 # -- batches of commands -------------------------------------------------------------------------------------------

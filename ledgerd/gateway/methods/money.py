@@ -264,6 +264,9 @@ def transaction_batch(call: Call, params: TransactionBatch) -> Plan:
         raise LedgerError(
             ErrorCode.INVALID_PARAMS, f"{len(problems)} parameters are not valid; see data.errors.", errors=problems
         )
+    if len(commands) > 1:
+        # The request itself has been counted; each of its commands counts like a request.
+        call.desk.requests.require(call.principal.token_id, len(commands) - 1)
     return Plan(
         commands,
         partial(_conclude_batch, commands, params.atomic),
