@@ -15,6 +15,7 @@ from ledgerd.engine.ports import (
     Books,
     Command,
     Outcome,
+    Place,
     Principal,
     Refused,
     Unit,
@@ -66,8 +67,9 @@ class Hub(Protocol):
         channel: str,
         options: SubscribeOptions,
         accounts: list[AccountState],
+        here: Place | None = None,
     ) -> Subscription:
-        """Begin a subscription; its events go to the sink."""
+        """Begin a subscription; its events go to the sink. ``here`` is where one to everything begins."""
 
     def unsubscribe(self, subscription: Any) -> None:
         """End a subscription; nothing is pushed after this returns."""

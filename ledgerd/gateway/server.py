@@ -185,6 +185,7 @@ class Gateway:
             )
             try:
                 # The request shows every header but this one.
+                stream.await_receiver()
                 admission = await self._doorkeeper.judge(request, request._event.host)  # noqa: SLF001
                 opened = await request.accept(subprotocol=admission.subprotocol), admission
             except Refusal as refusal:

@@ -1,8 +1,9 @@
 """One connection, from the end of its handshake to its close frame.
 
-Three tasks: trio-websocket's reader, the receive loop here, and the outbox. The receive loop never waits for work: it
-begins what it may, keeps what it may not begin yet, and stops reading only when too much is kept. So pings are
-answered and a close is seen while commands execute.
+Three tasks: trio-websocket's reader, the receive loop here, and the outbox. Messages come from the reader, by the short
+cut of `WireStream`, or else through the receive loop. Neither waits for work: a session begins what it may, keeps what
+it may not begin yet, and stops reading only when too much is kept. So pings are answered and a close is seen while
+commands execute.
 
 A connection holds at most: the message that is being read and two that trio-websocket passes on, `waiting_bytes_max`
 of kept messages, `outbox_bytes_max` of unsent ones and the answers to `in_flight_max` commands.
@@ -100,6 +101,7 @@ class Session:
     async def run(self) -> Close:
         """Serve the connection until it ends, and answer how it ended. Raises whatever bug ended it."""
         self._nursery.start_soon(self._write)
+        self._stream.attach(self)
         with self._receiving:
             await self._receive()
         self._leave()
@@ -143,7 +145,10 @@ class Session:
     def _leave(self) -> None:
         """Take nothing more from the engine and start nothing more."""
         self.closed = True
+        self._stream.detach()
         self._waiting.clear()
+        self._waiting_bytes = 0
+        self._read_on()
         self._drop_subscriptions()
         self._outbox.close()
 
@@ -181,9 +186,8 @@ class Session:
             if not isinstance(message, str):
                 self.end(Close(1003, "text frames only"))
                 return
-            self._arrived(message)
-            if self._full():
-                await self._pause()
+            self.arrived(message)
+            await self.not_full()
 
     def _why(self, closed: ConnectionClosed) -> Close:
         """How the connection came to its end, when it was not the daemon that ended it."""
@@ -196,7 +200,10 @@ class Session:
             return Close(code, "" if closed.reason is None else closed.reason.reason or "")
         return PEER_IS_GONE
 
-    def _arrived(self, text: str) -> None:
+    def arrived(self, text: str) -> None:
+        """Begin with a message, or keep it for later."""
+        if self._receiving.cancel_called:
+            return
         now = trio.current_time()
         if self._waiting or not self._may_begin():
             self._waiting.append((text, now))
@@ -211,11 +218,13 @@ class Session:
         config = self.desk.config
         return len(self._waiting) >= config.waiting_commands_max or self._waiting_bytes >= config.waiting_bytes_max
 
-    async def _pause(self) -> None:
-        """Stop reading until less is waiting. Meanwhile the peer's silence is our doing and does not count."""
+    async def not_full(self) -> None:
+        """Return when more may be read. While nothing is read the peer's silence is our doing and does not count."""
+        if not self._full():
+            return
         self._reading = False
         while self._full():
-            self._resume = trio.Event()
+            self._resume = self._resume or trio.Event()
             await self._resume.wait()
         self._reading = True
         self._stream.last_received = trio.current_time()
@@ -270,6 +279,9 @@ class Session:
             self._waiting_bytes -= text.__sizeof__()
             self._begin(text, arrived_at)
         self._beginning = False
+        self._read_on()
+
+    def _read_on(self) -> None:
         if self._resume is not None and not self._full():
             self._resume.set()
             self._resume = None

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import structlog
 
 from ledgerd import metrics
 from ledgerd.engine.ports import (
-    ActorInfo,
+    AccountFacts,
     CallRefused,
     Command,
     Outcome,
@@ -34,6 +34,8 @@ RERUNS_MAX = 8
 
 _POSTED = 0
 _REPLAYED = 1
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -108,12 +110,14 @@ def _count_rerun(error: Exception) -> None:
 
 
 def _arguments(units: Sequence[Unit], commands: list[Command], *, resent: bool) -> tuple[Any, ...]:
-    numbers: list[int | None] = []
-    batch_ids: list[str | None] = []
-    for number, unit in enumerate(units):
-        size = len(unit.commands)
-        numbers += [number if unit.atomic else None] * size
-        batch_ids += [unit.batch_id if unit.atomic else None] * size
+    numbers: list[int | None] | None = None
+    batch_ids: list[str | None] | None = None
+    if any(unit.atomic for unit in units):
+        numbers, batch_ids = [], []
+        for number, unit in enumerate(units):
+            size = len(unit.commands)
+            numbers += [number if unit.atomic else None] * size
+            batch_ids += [unit.batch_id if unit.atomic else None] * size
     return (
         resent,
         [command.attempt_id for command in commands],
@@ -123,14 +127,19 @@ def _arguments(units: Sequence[Unit], commands: list[Command], *, resent: bool) 
         [command.debit_account for command in commands],
         [command.credit_account for command in commands],
         [command.amount_minor for command in commands],
-        [command.amount_problem for command in commands],
-        [command.currency for command in commands],
-        [command.reference for command in commands],
-        [command.reason for command in commands],
-        [command.metadata for command in commands],
+        _sparse([command.amount_problem for command in commands]),
+        _sparse([command.currency for command in commands]),
+        _sparse([command.reference for command in commands]),
+        _sparse([command.reason for command in commands]),
+        _sparse([command.metadata for command in commands]),
         numbers,
         batch_ids,
     )
+
+
+def _sparse(values: list[T | None]) -> list[T | None] | None:
+    """Null instead of nothing but nulls: the kernel reads the same out of it, and it costs nothing to send."""
+    return None if values.count(None) == len(values) else values
 
 
 def _outcomes(units: Sequence[Unit], answer: asyncpg.Record, stored: dict[str, Record]) -> list[list[Outcome]]:
@@ -201,27 +210,11 @@ def _fresh_record(
     assert facts is not None
     amount = command.amount_minor or 0
     change = rows.moved(command.kind, amount)
-    sides = []
-    for of_side, columns, direction, sign in (
-        (debit, debit_columns, "debit", -1),
-        (credit, credit_columns, "credit", 1),
-    ):
-        if of_side is not None and columns[0][i] is not None:
-            version, balance, held, available = (column[i] for column in columns)
-            sides.append(
-                Side(
-                    account_id=of_side.account_id,
-                    user_id=of_side.user_id,
-                    direction=direction,
-                    version=version,
-                    balance=balance,
-                    held=held,
-                    available=available,
-                    balance_change=sign * change,
-                    held_change=0,
-                )
-            )
-    principal = command.principal
+    sides: tuple[Side, ...] = ()
+    if debit is not None and debit_columns[0][i] is not None:
+        sides = (_side(i, debit, "debit", debit_columns, -change),)
+    if credit is not None and credit_columns[0][i] is not None:
+        sides = (*sides, _side(i, credit, "credit", credit_columns, change))
     return Record(
         transaction_id=command.transaction_id,
         kind=command.kind,
@@ -231,10 +224,25 @@ def _fresh_record(
         scale=facts.scale,
         debit_account=None if debit is None else debit.account_id,
         credit_account=None if credit is None else credit.account_id,
-        sides=tuple(sides),
+        sides=sides,
         reference=command.reference,
         reason=command.reason,
         metadata=command.metadata,
         created_at=created_at,
-        actor=ActorInfo(principal.token_id, principal.user_id, tuple(sorted(principal.scopes))),
+        actor=command.principal.actor,
+    )
+
+
+def _side(i: int, facts: AccountFacts, direction: str, columns: list[list[int]], change: int) -> Side:
+    versions, balances, held, available = columns
+    return Side(
+        account_id=facts.account_id,
+        user_id=facts.user_id,
+        direction=direction,
+        version=versions[i],
+        balance=balances[i],
+        held=held[i],
+        available=available[i],
+        balance_change=change,
+        held_change=0,
     )

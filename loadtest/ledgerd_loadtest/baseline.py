@@ -3,7 +3,9 @@
 Rules of this file:
 
 - *plain* is what a careful team writes without a ledger: one transaction per transfer, six statements, both accounts
-  locked in sorted order, in the schema `ledgerd_bench`, which is made here and dropped afterwards.
+  locked in sorted order, in the schema `ledgerd_bench`, which is made here and dropped afterwards. It keeps the same
+  history as the ledger does, balances and versions of both sides with the two indexes by which an account's statement
+  is read: a table without them would be faster and could not answer what every ledger is asked.
 - *kernel* is `ledgerd.post` with nothing in front of it: the most that any daemon could reach on this database.
 - Arguments are made before the clock starts and answers are read after it has stopped, so that the client costs little.
 """
@@ -44,19 +46,20 @@ CREATE TABLE ledgerd_bench.accounts (
 CREATE TABLE ledgerd_bench.transfers (
     transfer_id uuid PRIMARY KEY, debit_account bigint NOT NULL, credit_account bigint NOT NULL,
     amount bigint NOT NULL CHECK (amount > 0), debit_balance bigint NOT NULL, credit_balance bigint NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT now()
+    debit_version bigint NOT NULL, credit_version bigint NOT NULL, created_at timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (debit_account, debit_version), UNIQUE (credit_account, credit_version)
 );
 """
 _PLAIN_FUNDS = 10**12
 _PLAIN_LOCK = "SELECT pg_advisory_xact_lock(k) FROM unnest($1::bigint[]) AS k"
-_PLAIN_READ = "SELECT account_id, balance FROM ledgerd_bench.accounts WHERE account_id = ANY($1::bigint[])"
+_PLAIN_READ = "SELECT account_id, balance, version FROM ledgerd_bench.accounts WHERE account_id = ANY($1::bigint[])"
 _PLAIN_UPDATE = (
     "UPDATE ledgerd_bench.accounts SET balance = balance + CASE account_id WHEN $1 THEN -$3::bigint ELSE $3 END, "
     "version = version + 1 WHERE account_id IN ($1, $2)"
 )
 _PLAIN_INSERT = (
     "INSERT INTO ledgerd_bench.transfers (transfer_id, debit_account, credit_account, amount, debit_balance, "
-    "credit_balance) VALUES ($1, $2, $3, $4, $5, $6)"
+    "credit_balance, debit_version, credit_version) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
 )
 
 
@@ -90,6 +93,29 @@ def database_facts(dsn: str) -> DatabaseFacts:
             await connection.close()
 
     return _run(look())
+
+
+BACKENDS = {
+    "listener": "query ILIKE '%pg_notify%' OR query ILIKE 'listen%'",
+    "lane": "query LIKE '%ledgerd.post(%'",
+    "any": "true",
+}
+"""How the connections of a daemon look in pg_stat_activity, by what they last did."""
+
+
+def terminate_backends(dsn: str, kind: str, count: int) -> int:
+    """Let the server end up to ``count`` connections of daemons, of one kind of `BACKENDS`; how many it were."""
+    chosen = f"SELECT pid FROM pg_stat_activity WHERE application_name = 'ledgerd' AND ({BACKENDS[kind]})"  # noqa: S608
+    sql = f"SELECT count(pg_terminate_backend(pid)) FROM ({chosen} ORDER BY random() LIMIT $1) AS chosen"  # noqa: S608
+
+    async def terminate() -> int:
+        connection = await _connect(dsn)
+        try:
+            return int(await connection.fetchval(sql, count))
+        finally:
+            await connection.close()
+
+    return _run(terminate())
 
 
 @contextmanager
@@ -236,8 +262,9 @@ def _plain_step(connection: asyncpg.Connection, accounts: Sequence[int]) -> _Ste
         await connection.execute("BEGIN")
         # Negative keys: the daemon's are positive, and all databases' sessions share one space of locks per database.
         await connection.fetch(_PLAIN_LOCK, sorted((-payer, -payee)))
-        balances = {row[0]: row[1] for row in await connection.fetch(_PLAIN_READ, [payer, payee])}
-        assert balances[payer] >= AMOUNT_MINOR
+        read = {row[0]: (row[1], row[2]) for row in await connection.fetch(_PLAIN_READ, [payer, payee])}
+        (payer_balance, payer_version), (payee_balance, payee_version) = read[payer], read[payee]
+        assert payer_balance >= AMOUNT_MINOR
         await connection.execute(_PLAIN_UPDATE, payer, payee, AMOUNT_MINOR)
         await connection.execute(
             _PLAIN_INSERT,
@@ -245,8 +272,10 @@ def _plain_step(connection: asyncpg.Connection, accounts: Sequence[int]) -> _Ste
             payer,
             payee,
             AMOUNT_MINOR,
-            balances[payer] - AMOUNT_MINOR,
-            balances[payee] + AMOUNT_MINOR,
+            payer_balance - AMOUNT_MINOR,
+            payee_balance + AMOUNT_MINOR,
+            payer_version + 1,
+            payee_version + 1,
         )
         await connection.execute("COMMIT")
 

@@ -20,6 +20,9 @@ MINOR_MAX = 10**18 - 1
 
 SCALE_MAX = 8
 
+_ZEROS = ("0", *("0." + "0" * scale for scale in range(1, SCALE_MAX + 1)))
+"""Most of what is held, and of what changed of it, is nothing."""
+
 _AMOUNT = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,8})?", re.ASCII)
 _PLAIN_STRING = re.compile(rb'"((?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,8})?)"')
 
@@ -70,6 +73,8 @@ def to_minor(text: str, scale: int, *, zero_allowed: bool = False) -> int:
 
 def to_text(minor: int, scale: int) -> str:
     """Decimal text with exactly ``scale`` decimals."""
+    if minor == 0:
+        return _ZEROS[scale]
     if scale == 0:
         return str(minor)
     if minor < 0:

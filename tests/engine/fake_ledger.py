@@ -26,12 +26,14 @@ from ledgerd.engine.ports import (
     CallRefused,
     Command,
     Outcome,
+    Place,
     Posted,
     Principal,
     Record,
     Refused,
     Side,
     StorageUnavailable,
+    Stretch,
     Unit,
 )
 from ledgerd.engine.router import Router
@@ -155,6 +157,9 @@ class FakeLedger:
         self.records: dict[str, tuple[Record, str]] = {}
         self.refused: dict[str, Refused] = {}
         self.histories: dict[int, list[Record]] = {}
+        self.commits: list[Record] = []
+        self.low_water: int | None = None  # commits before somebody else's transaction, which is still open
+        self.stretches: list[str] = []
         self.epoch = "e1"
         self.calls: list[tuple[str, list[str], bool]] = []
         self.locked: set[int] = set()
@@ -261,6 +266,7 @@ class FakeLedger:
             ActorInfo(7, None, ("service",)),
         )
         self.records[record.transaction_id] = (record, attempt_id)
+        self.commits.append(record)
         for side in sides:
             self.histories[side.account_id].append(record)
         return record
@@ -303,6 +309,40 @@ class FakeLedger:
         """See ports.Feed."""
         await self._reach(self.read_delay_s)
         return {account: self.accounts[account].version for account in account_ids}
+
+    async def unknown_accounts(self, user_ids: Sequence[int], known: Sequence[int], limit: int) -> list[AccountState]:
+        """See ports.Feed."""
+        await self._reach(self.read_delay_s)
+        return [
+            state for state in self.accounts.values() if state.user_id in user_ids and state.account_id not in known
+        ]
+
+    def _place(self, commits: int) -> Place:
+        return Place(str(commits), str(commits if self.low_water is None else min(commits, self.low_water)))
+
+    async def here(self) -> Place:
+        """See ports.Feed."""
+        await self._reach(self.read_delay_s)
+        return self.now()
+
+    def now(self) -> Place:
+        """The present place, without a call."""
+        return self._place(len(self.commits))
+
+    async def place(self, position: str) -> Place | None:
+        """See ports.Feed."""
+        await self._reach(self.read_delay_s)
+        known = position.isdigit() and int(position) <= len(self.commits)
+        return Place(position, position) if known else None
+
+    async def committed_since(self, place: Place, limit: int) -> Stretch:
+        """See ports.Feed."""
+        self.stretches.append(place.exact)
+        start = int(place.exact)
+        records = self.commits[start : start + limit]
+        end, more = self._place(start + len(records)), start + len(records) < len(self.commits)
+        await self._reach(self.read_delay_s)
+        return Stretch(records, end, more)
 
     async def _reach(self, delay_s: float) -> None:
         await trio.sleep(delay_s)
@@ -442,7 +482,8 @@ class Engine:
         states = [self.ledger.accounts[account] for account in accounts]
         if accounts and "account_ids" not in options and "user_id" not in options and by.user_id is None:
             options["account_ids"] = list(accounts)
-        return self.hub.subscribe(sink, subscription_id, by, channel, SubscribeOptions(**options), states)
+        here = self.ledger.now() if options.get("all") else None
+        return self.hub.subscribe(sink, subscription_id, by, channel, SubscribeOptions(**options), states, here)
 
 
 @asynccontextmanager

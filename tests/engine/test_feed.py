@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import trio
@@ -10,7 +10,7 @@ import trio
 from ledgerd.config import Config
 from ledgerd.engine.feed import SharedFeed
 from ledgerd.engine.hints import PAYLOAD_BYTES_MAX, Hints
-from ledgerd.engine.ports import ActorInfo, Record, Side
+from ledgerd.engine.ports import AccountState, ActorInfo, Record, Side
 
 from .fake_ledger import settle
 
@@ -24,12 +24,32 @@ def record(account: int, version: int) -> Record:
     )
 
 
+def account(account_id: int, user_id: int = 1) -> AccountState:
+    return AccountState(account_id, user_id, "USD", 2, 0, 0, 0, 0, 0, "active", "then", "then")
+
+
 class Hub:
-    """Remembers what it was told."""
+    """Remembers what it was told. User 1 is followed, with accounts 7 and those discovered since."""
 
     def __init__(self) -> None:
         self.published: list[Record] = []
         self.heads: list[dict[int, int]] = []
+        self.looks = 0
+        self.discovered: list[int] = []
+        self.on_account_opened: Callable[[AccountState], None] = lambda _: None
+
+    def look(self) -> None:
+        self.looks += 1
+
+    def followed_users(self) -> list[int]:
+        return [1]
+
+    def known_accounts(self, user_id: int) -> set[int]:
+        assert user_id == 1
+        return {7, *self.discovered}
+
+    def discover_account(self, state: AccountState) -> None:
+        self.discovered.append(state.account_id)
 
     def publish(self, record: Record) -> None:
         self.published.append(record)
@@ -46,11 +66,18 @@ class Table:
 
     def __init__(self) -> None:
         self.asked = 0
+        self.users_asked: list[list[int]] = []
+        self.accounts = [account(7)]
 
     async def heads(self, account_ids: Sequence[int]) -> dict[int, int]:
         await trio.lowlevel.checkpoint()
         self.asked += 1
         return dict.fromkeys(account_ids, 42)
+
+    async def unknown_accounts(self, user_ids: Sequence[int], known: Sequence[int], limit: int) -> list[AccountState]:
+        await trio.lowlevel.checkpoint()
+        self.users_asked.append(list(user_ids))
+        return [state for state in self.accounts if state.user_id in user_ids and state.account_id not in known]
 
 
 class Wire:
@@ -143,3 +170,69 @@ async def test_with_polling_nothing_is_noted_for_a_wire_that_does_not_exist() ->
 @pytest.mark.parametrize("payload", ["", "{}", "[1]", "hello", '["a",{"x":1}]'])
 def test_a_payload_that_is_no_hint_is_ignored(payload: str) -> None:
     assert Hints("me", 0.1).heard(payload) is None
+
+
+# -- accounts that other daemons opened -------------------------------------------------------------------------------
+
+
+async def test_an_account_opened_at_one_daemon_is_discovered_by_the_other_at_once(
+    autojump_clock: object, nursery: trio.Nursery
+) -> None:
+    ends: list[trio.MemorySendChannel[str]] = []
+    here, there, table = Hub(), Hub(), Table()
+    nursery.start_soon(feed(here, Table()).exchange_hints, Wire(ends))
+    nursery.start_soon(feed(there, table).exchange_hints, Wire(ends))
+    await settle()
+    table.accounts.append(account(8))
+    here.on_account_opened(account(8))
+    await trio.sleep(0.1)
+    assert there.discovered == [8]
+    assert here.discovered == []
+
+
+async def test_a_new_account_of_somebody_nobody_follows_asks_the_table_nothing(
+    autojump_clock: object, nursery: trio.Nursery
+) -> None:
+    ends: list[trio.MemorySendChannel[str]] = []
+    here, there, table = Hub(), Hub(), Table()
+    nursery.start_soon(feed(here, Table()).exchange_hints, Wire(ends))
+    nursery.start_soon(feed(there, table).exchange_hints, Wire(ends))
+    await settle()
+    here.on_account_opened(account(8, user_id=2))
+    await trio.sleep(0.1)
+    assert there.looks == 1
+    assert table.users_asked == []
+
+
+async def test_polling_discovers_an_account_whatever_its_number(autojump_clock: object, nursery: trio.Nursery) -> None:
+    hub, table = Hub(), Table()
+    nursery.start_soon(feed(hub, table, feed="poll", feed_poll_s=1.0).poll)
+    for number in (9, 3):  # the second one was committed late
+        table.accounts.append(account(number))
+        await trio.sleep(1.3)
+    assert hub.discovered == [9, 3]
+
+
+async def test_ten_thousand_followed_accounts_are_ten_questions(autojump_clock: object, nursery: trio.Nursery) -> None:
+    hub, table = Hub(), Table()
+    hub.followed_accounts = lambda: list(range(10_000))  # type: ignore[method-assign]
+    nursery.start_soon(feed(hub, table, feed="poll", feed_poll_s=1.0).poll)
+    await trio.sleep(1.3)
+    assert table.asked == 10
+    assert all(len(heads) == 1_000 for heads in hub.heads)
+
+
+async def test_every_look_and_every_hint_stirs_those_who_follow_everything(
+    autojump_clock: object, nursery: trio.Nursery
+) -> None:
+    ends: list[trio.MemorySendChannel[str]] = []
+    hub = Hub()
+    sender = feed(Hub(), Table())
+    nursery.start_soon(sender.exchange_hints, Wire(ends))
+    nursery.start_soon(feed(hub, Table()).exchange_hints, Wire(ends))
+    sender.publish(record(99, 1))  # of an account that nobody follows
+    await trio.sleep(0.1)
+    assert hub.looks == 1
+    nursery.start_soon(feed(hub, Table(), feed="poll", feed_poll_s=1.0).poll)
+    await trio.sleep(1.3)
+    assert hub.looks == 2

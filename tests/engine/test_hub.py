@@ -624,42 +624,6 @@ async def test_a_transaction_with_an_account_opened_while_reading_comes_once(
     assert types(events)[0] == "account_added"
 
 
-# -- everything -----------------------------------------------------------------------------------------------------
-
-
-async def test_an_operator_follows_everything_as_it_is_committed(autojump_clock: object, engine: Engine) -> None:
-    engine.ledger.credit(1)
-    balances = FakeSink()
-    engine.follow(balances, by=OPERATOR, all=True)
-    transactions = FakeSink()
-    engine.follow(transactions, by=OPERATOR, all=True, channel="transactions")
-    await settle()
-    for sink in (balances, transactions):
-        assert sink.take() == [{"type": "start", "epoch": "e1", "accounts": []}, {"type": "live"}]
-    records = [engine.ledger.move(1, 2), engine.ledger.credit(7)]
-    for record in records:
-        engine.hub.publish(record)
-    assert [(event["account_id"], event["version"]) for event in balances.take()] == [(1, 2), (2, 1), (7, 1)]
-    assert transaction_ids(transactions.take()) == [record.transaction_id for record in records]
-
-
-async def test_who_follows_everything_and_has_no_room_is_told_that_it_ended(
-    autojump_clock: object, engine: Engine
-) -> None:
-    sink = FakeSink()
-    subscription = engine.follow(sink, by=OPERATOR, all=True)
-    await settle()
-    sink.take()
-    sink.room_for = 0
-    engine.hub.publish(engine.ledger.credit(1))
-    assert subscription.closed
-    sink.make_room()
-    await settle()
-    assert sink.take() == [{"type": "closed", "code": "overloaded"}]
-    engine.hub.publish(engine.ledger.credit(1))
-    assert sink.take() == []
-
-
 # -- ending ---------------------------------------------------------------------------------------------------------
 
 
@@ -962,6 +926,80 @@ async def test_more_accounts_than_a_subscription_may_follow_end_it(ledger: FakeL
         for account in (9, 10):
             engine.hub.announce_account(ledger.open(account, user_id=1))
     assert [event.get("code") for event in sink.take()] == [None, "too_many_subscriptions"]
+
+
+async def discover(engine: Engine) -> None:
+    """Poll for new accounts."""
+    for user in engine.hub.followed_users():
+        known = list(engine.hub.known_accounts(user))
+        for state in await engine.ledger.unknown_accounts([user], known, 1_000):
+            engine.hub.discover_account(state)
+
+
+async def test_an_account_that_another_daemon_opened_is_followed_from_its_first_version(
+    autojump_clock: object, engine: Engine
+) -> None:
+    mine = await follow_live(engine, 1, by=principal(1))
+    engine.ledger.open(9, user_id=1)
+    for _ in range(3):
+        engine.ledger.credit(9, 50)
+    await discover(engine)
+    await settle()
+    events = mine.take()
+    assert types(events) == ["account_added", "update", "update", "update"]
+    assert (events[0]["account"]["version"], events[0]["account"]["balance"]) == (0, "0.00")
+    assert versions(events, 9) == [1, 2, 3]
+    await discover(engine)
+    engine.hub.publish(engine.ledger.credit(9))
+    assert versions(mine.take(), 9) == [4]
+
+
+async def test_a_discovered_account_that_another_subscriber_follows_already_is_read_from_its_opening(
+    autojump_clock: object, engine: Engine
+) -> None:
+    mine = await follow_live(engine, 1, by=principal(1))
+    engine.ledger.open(9, user_id=1)
+    engine.ledger.credit(9)
+    await follow_live(engine, 9)
+    await discover(engine)
+    await settle()
+    assert versions(mine.take(), 9) == [1]
+
+
+async def test_a_discovered_account_with_a_long_history_begins_where_it_is(
+    autojump_clock: object, engine: Engine
+) -> None:
+    mine = await follow_live(engine, 1, by=principal(1))
+    engine.ledger.open(9, user_id=1)
+    for _ in range(1_001):
+        engine.ledger.credit(9, 1)
+    await discover(engine)
+    await settle()
+    (added,) = mine.take()
+    assert (added["account"]["version"], added["account"]["balance"]) == (1_001, "10.01")
+
+
+async def test_an_account_counts_as_known_when_all_who_follow_its_user_know_it(
+    autojump_clock: object, engine: Engine
+) -> None:
+    early = await follow_live(engine, 1, by=principal(1))
+    engine.ledger.open(9, user_id=1)
+    late = await follow_live(engine, 1, 9, by=principal(1))
+    assert engine.hub.known_accounts(1) == {1}
+    await discover(engine)
+    assert types(early.take()) == ["account_added"]
+    assert late.take() == []
+    assert engine.hub.known_accounts(1) == {1, 9}
+
+
+async def test_other_daemons_are_told_of_accounts_opened_here_and_not_of_those_discovered(
+    autojump_clock: object, engine: Engine
+) -> None:
+    told: list[int] = []
+    engine.hub.on_account_opened = lambda state: told.append(state.account_id)
+    engine.hub.announce_account(engine.ledger.open(9, user_id=1))
+    engine.hub.discover_account(engine.ledger.open(10, user_id=1))
+    assert told == [9]
 
 
 # -- heartbeats -----------------------------------------------------------------------------------------------------

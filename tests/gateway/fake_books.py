@@ -17,6 +17,7 @@ from ledgerd.engine.ports import (
     AttemptState,
     BalanceState,
     LedgerFacts,
+    Place,
     Principal,
     Record,
     Side,
@@ -228,6 +229,10 @@ class FakeBooks:
         opened = account(next(self._numbers), user_id, currency=currency)
         self.states[opened.account_id] = opened
         return opened
+
+    async def here(self) -> Place:
+        await self.ask()
+        return Place("here", "here")
 
     async def account_states(self, account_ids: Sequence[int]) -> list[AccountState]:
         await self.ask()

@@ -13,7 +13,7 @@ import trio.testing
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 from ledgerd.config import Config
-from ledgerd.engine.ports import AccountState, Command, Outcome, Posted, Principal, Unit
+from ledgerd.engine.ports import AccountState, Command, Outcome, Place, Posted, Principal, Unit
 from ledgerd.gateway.server import Gateway
 from ledgerd_protocol.messages import SubscribeOptions
 from tests.gateway.fake_books import FakeBooks, FakeDirectory, record, side
@@ -104,6 +104,7 @@ class FakeHub:
         channel: str,
         options: SubscribeOptions,
         accounts: list[AccountState],
+        here: Place | None = None,
     ) -> FakeSubscription:
         self.subscriptions[subscription_id] = (sink, options, accounts)
         self.made.append(FakeSubscription(subscription_id))

@@ -215,6 +215,31 @@ async def test_a_service_may_not_follow_everything() -> None:
         assert await operator.call("ledger_subscribe", everything) == "sub_1"
 
 
+@pytest.mark.parametrize(
+    ("options", "pointer"),
+    [
+        ({"all": True, "since": {"epoch": "e", "position": "1", "versions": {"7": 1}}}, "/options/since/versions"),
+        ({"all": True, "since": {"epoch": "e"}}, "/options/since/position"),
+        ({"account_ids": [11], "since": {"epoch": "e", "versions": {}, "position": "1"}}, "/options/since/position"),
+        ({"account_ids": [11], "since": {"epoch": "e"}}, "/options/since/versions"),
+    ],
+)
+async def test_everything_is_resumed_from_a_position_and_accounts_from_versions(options: Any, pointer: str) -> None:
+    async with open_door() as door:
+        operator = await door.client(door.books.token("operator"))
+        refused = await operator.error("ledger_subscribe", {"channel": "balances", "options": options})
+        assert refused["data"]["code"] == "invalid_params"
+        assert [error["pointer"] for error in refused["data"]["errors"]] == [pointer]
+
+
+async def test_everything_resumes_with_an_epoch_and_a_position() -> None:
+    async with open_door() as door:
+        operator = await door.client(door.books.token("operator"))
+        for since in ({"epoch": "e", "position": "1"}, {"epoch": "e", "position": "1", "versions": {}}):
+            options = {"all": True, "since": since}
+            assert await operator.call("ledger_subscribe", {"channel": "balances", "options": options})
+
+
 # -- tokens of one account --------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,8 @@ async def ledger_subscribe(call: Call, params: LedgerSubscribe) -> Reply:
     caller, desk, principal, options = call.caller, call.desk, call.principal, params.options
     _check_options(principal, params)
     _check_room(call)
+    # Read before the reply: what is committed after it is seen.
+    here = await desk.books.here() if options.all else None
     accounts = [] if options.all else await _followed(call, options)
     if len(accounts) > desk.config.accounts_per_subscription_max:
         raise LedgerError(ErrorCode.TOO_MANY_SUBSCRIPTIONS)
@@ -26,7 +28,7 @@ async def ledger_subscribe(call: Call, params: LedgerSubscribe) -> Reply:
 
     def begin() -> None:
         caller.subscriptions[subscription_id] = desk.hub.subscribe(
-            caller, subscription_id, principal, params.channel, options, accounts
+            caller, subscription_id, principal, params.channel, options, accounts, here
         )
 
     return Reply(subscription_id, begin)
@@ -41,6 +43,17 @@ def _check_options(principal: Principal, params: LedgerSubscribe) -> None:
         raise invalid("/options", "Give at most one of account_ids, user_id, all.")
     if options.mode == "latest" and params.channel != "balances":
         raise invalid("/options/mode", "Only balances can be followed with mode latest.")
+    since = options.since
+    if since is UNSET:
+        return
+    if options.all and since.versions:
+        raise invalid("/options/since/versions", "All is resumed from a position.")
+    if options.all and since.position is UNSET:
+        raise invalid("/options/since/position", "Give the position of the last event.")
+    if not options.all and since.position is not UNSET:
+        raise invalid("/options/since/position", "Only all is resumed from a position.")
+    if not options.all and since.versions is UNSET:
+        raise invalid("/options/since/versions", "Give the last version of each account.")
 
 
 def _check_room(call: Call) -> None:
