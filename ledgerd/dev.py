@@ -54,6 +54,7 @@ class State(Struct, frozen=True):
     ws_url: str
     http_url: str
     owner_dsn: str
+    daemon_dsn: str
     token_file: str
     pid: int
 
@@ -97,7 +98,8 @@ def serve(config: Config, on_ready: Callable[[ReadyInfo], None], *, keep_epoch: 
 
 def note_state(house: House, ready: ReadyInfo) -> None:
     """Write `STATE_FILE`, whole or not at all: who sees it may connect."""
-    state = State(ready.ws_url, ready.http_url, house.owner_dsn, str(house.token_file.resolve()), os.getpid())
+    token_file = str(house.token_file.resolve())
+    state = State(ready.ws_url, ready.http_url, house.owner_dsn, house.config.dsn, token_file, os.getpid())
     write_secret(house.data_dir / STATE_FILE, msgspec.json.encode(state).decode())
 
 

@@ -1,7 +1,8 @@
 """A live view of balances: a table for a person, lines for a script.
 
 Both follow one subscription that survives restarts of the daemon; where it was resumed, a mark is left, and no change
-is missing on either side of it. The table keeps the rows that changed last, as many as fit the screen.
+is missing on either side of it. Where it could not be resumed, the mark says that. The table keeps the rows that
+changed last, as many as fit the screen.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 import trio
-from msgspec import Struct
+from msgspec import UNSET, Struct
 from rich.console import Console, Group
 from rich.live import Live as LiveDisplay
 from rich.table import Table
@@ -84,7 +85,9 @@ class Lines:
     def show(self, event: Event, *, resumed: bool) -> None:
         """Write the event's line; starts write one per account."""
         if isinstance(event, Start):
-            if resumed:
+            if event.reason is not UNSET:
+                self._write(f"begun anew epoch={event.epoch} reason={event.reason}")
+            elif resumed:
                 self._write(f"resumed epoch={event.epoch}")
             for account in event.accounts:
                 self._write(_start_line(account))
@@ -151,11 +154,10 @@ class LiveTable:
     def show(self, event: Event, *, resumed: bool) -> None:
         """Take the event into the table."""
         if isinstance(event, Start):
-            if resumed:
-                self._marks.append(
-                    f"resumed after {self._changes} changes: the connection was lost, nothing is missing"
-                )
-                del self._marks[:-MARKS_SHOWN]
+            if event.reason is not UNSET:
+                self._mark(f"begun anew after {self._changes} changes ({event.reason}): what was between is not shown")
+            elif resumed:
+                self._mark(f"resumed after {self._changes} changes: the connection was lost, nothing is missing")
             for account in event.accounts:
                 # A resumed account's values are those of the updates that follow, one by one.
                 if account.origin == "snapshot" or account.account_id not in self._rows:
@@ -177,6 +179,10 @@ class LiveTable:
                     event.created_at,
                 ),
             )
+
+    def _mark(self, text: str) -> None:
+        self._marks.append(text)
+        del self._marks[:-MARKS_SHOWN]
 
     def _begin(self, account: AccountStart) -> None:
         row = _Row(account.currency, account.balance, account.held, account.available, account.version)

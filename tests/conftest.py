@@ -8,10 +8,15 @@ from collections.abc import Iterator
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 from msgspec import Struct
 
 from ledgerd.storage import migrations
 from ledgerd.storage.embedded import DAEMON_ROLE, Cluster, temporary_cluster
+
+# A test says what must hold, not how fast: machines are shared, and a slow moment is no failure.
+settings.register_profile("ledgerd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ledgerd")
 
 TEMPLATE = "ledgerd_template"
 

@@ -45,6 +45,8 @@ class SharedFeed:
         # A name for this process, not a secret: own hints come back and must be told apart.
         self._hints = Hints(f"{random.getrandbits(64):016x}", config.hint_interval_s)
         self._look_now = trio.lowlevel.ParkingLot()
+        if config.feed == "notify":
+            hub.on_account_opened = self._hints.note_account
 
     def publish(self, record: Record) -> None:
         """A transaction was committed by one of our lanes. Never waits."""
@@ -63,8 +65,12 @@ class SharedFeed:
                     continue
                 if hint.versions is None:
                     self._look_now.unpark_all()
-                else:
-                    self._hub.advance_heads(hint.versions)
+                    continue
+                self._hub.look()
+                self._hub.advance_heads(hint.versions)
+                if hint.users:
+                    followed = set(self._hub.followed_users())
+                    await self._discover_accounts([user for user in hint.users if user in followed])
 
     async def poll(self) -> None:
         """Look at the heads of followed accounts, once per interval and when told to. Raises StorageUnavailable."""
@@ -74,6 +80,20 @@ class SharedFeed:
                 await self._look_now.park()
                 # Told to look, perhaps many times a second: not more often than hints are sent.
                 await trio.sleep(self._config.hint_interval_s)
+            self._hub.look()
             accounts = self._hub.followed_accounts()
             for start in range(0, len(accounts), HEADS_PER_POLL):
                 self._hub.advance_heads(await self._feed.heads(accounts[start : start + HEADS_PER_POLL]))
+            await self._discover_accounts(self._hub.followed_users())
+
+    async def _discover_accounts(self, users: list[int]) -> None:
+        """Look for accounts of these users besides those that are known. Raises StorageUnavailable.
+
+        By what is not known, and not by what is above the highest number: one with a lower number may commit later.
+        """
+        limit = self._config.accounts_per_subscription_max
+        for start in range(0, len(users), HEADS_PER_POLL):
+            asked = users[start : start + HEADS_PER_POLL]
+            known = [account for user in asked for account in self._hub.known_accounts(user)]
+            for state in await self._feed.unknown_accounts(asked, known, limit + 1):
+                self._hub.discover_account(state)

@@ -17,7 +17,7 @@ import structlog
 import trio
 from msgspec import Struct
 
-from ledgerd.engine.ports import Record
+from ledgerd.engine.ports import AccountState, Record
 
 log = structlog.get_logger(__name__)
 
@@ -26,10 +26,14 @@ PAYLOAD_BYTES_MAX = 7_900
 
 
 class Hint(Struct, frozen=True, array_like=True):
-    """Who says it, and the newest version of each account; without versions too many changed to name them."""
+    """Who says it, the newest version of each account, and users who have new accounts.
+
+    Without versions too much changed to name it.
+    """
 
     daemon: str
     versions: dict[int, int] | None
+    users: list[int] = []
 
 
 _DECODER = msgspec.json.Decoder(Hint)
@@ -42,6 +46,7 @@ class Hints:
         self._daemon = daemon
         self._interval_s = interval_s
         self._changed: dict[int, int] = {}
+        self._users: set[int] = set()
         self._something = trio.lowlevel.ParkingLot()
 
     def note(self, record: Record) -> None:
@@ -51,17 +56,24 @@ class Hints:
                 self._changed[side.account_id] = side.version
         self._something.unpark()
 
+    def note_account(self, state: AccountState) -> None:
+        """An account was opened here. Never waits."""
+        self._users.add(state.user_id)
+        self._something.unpark()
+
     async def run(self, send: Callable[[str], Awaitable[None]]) -> None:
         """Send what was noted, once per interval. What a failing ``send`` loses is found by polling."""
         while True:
-            if not self._changed:
+            if not self._changed and not self._users:
                 await self._something.park()
             await trio.sleep(self._interval_s)
-            changed, self._changed = self._changed, {}
-            await send(self._payload(changed))
+            await send(self._payload())
 
-    def _payload(self, changed: dict[int, int]) -> str:
-        text = msgspec.json.encode(Hint(self._daemon, changed)).decode()
+    def _payload(self) -> str:
+        """What was noted, which is forgotten."""
+        changed, self._changed = self._changed, {}
+        users, self._users = self._users, set()
+        text = msgspec.json.encode(Hint(self._daemon, changed, sorted(users))).decode()
         if len(text) > PAYLOAD_BYTES_MAX:
             text = msgspec.json.encode(Hint(self._daemon, None)).decode()
         return text

@@ -6,31 +6,64 @@ the same version, and would ask for the same page. One of them asks.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
 import trio
 
 from ledgerd.engine.ports import Feed, Record, StorageUnavailable
 
-_Page = tuple[int, int, int]
-"""Account, the version after which the page begins, and how many records it has at most."""
+Key = TypeVar("Key", bound=Hashable)
+Page = TypeVar("Page")
 
 
-class _Reading:
-    """A page on its way. Neither records nor failure: who was reading it was cancelled."""
+class _Reading(Generic[Page]):
+    """A page on its way. Neither pages nor failure: who was reading it was cancelled."""
 
-    __slots__ = ("done", "failure", "records")
+    __slots__ = ("done", "failure", "pages")
 
     def __init__(self) -> None:
         self.done = trio.Event()
-        self.records: list[Record] | None = None
+        self.pages: list[Page] = []
         self.failure: str | None = None
 
 
+class SharedReadings(Generic[Key, Page]):
+    """A way to read, with equal calls under way at the same time answered by one."""
+
+    def __init__(self, fetch: Callable[[Key], Awaitable[Page]]) -> None:
+        self._fetch = fetch
+        self._readings: dict[Key, _Reading[Page]] = {}
+
+    async def read(self, key: Key) -> Page:
+        """What ``fetch`` answers; it is shared, leave it. Raises StorageUnavailable."""
+        while (reading := self._readings.get(key)) is not None:
+            await reading.done.wait()
+            if reading.pages:
+                return reading.pages[0]
+            if reading.failure is not None:
+                raise StorageUnavailable(reading.failure)
+        reading = self._readings[key] = _Reading()
+        try:
+            page = await self._fetch(key)
+            reading.pages.append(page)
+            return page
+        except StorageUnavailable as error:
+            reading.failure = str(error)
+            raise
+        finally:
+            del self._readings[key]
+            reading.done.set()
+
+
 class SharedHistory:
-    """`Feed.history`, with equal calls under way at the same time answered by one."""
+    """`Feed.history` for many."""
 
     def __init__(self, feed: Feed) -> None:
-        self._feed = feed
-        self._readings: dict[_Page, _Reading] = {}
+        async def fetch(page: tuple[int, int, int]) -> list[Record]:
+            return await feed.history(*page)
+
+        self._readings = SharedReadings(fetch)
 
     async def read(self, account_id: int, after_version: int, limit: int) -> list[Record]:
         """Records that gave the account versions above ``after_version``, ascending; the list is shared, leave it.
@@ -38,20 +71,4 @@ class SharedHistory:
         It may be older than the call by one reading: who knows of a newer version asks again. Raises
         StorageUnavailable.
         """
-        page = (account_id, after_version, limit)
-        while (reading := self._readings.get(page)) is not None:
-            await reading.done.wait()
-            if reading.records is not None:
-                return reading.records
-            if reading.failure is not None:
-                raise StorageUnavailable(reading.failure)
-        reading = self._readings[page] = _Reading()
-        try:
-            reading.records = await self._feed.history(account_id, after_version, limit)
-            return reading.records
-        except StorageUnavailable as error:
-            reading.failure = str(error)
-            raise
-        finally:
-            del self._readings[page]
-            reading.done.set()
+        return await self._readings.read((account_id, after_version, limit))

@@ -2,7 +2,8 @@
 
 `publish` is a plain function and never waits: with nobody following it is a look-up, otherwise it hands one prepared
 frame to each subscriber. What cannot be delivered at once is not kept in memory; the subscription falls behind and
-reads on from the table in a task of its own (see `subscription`). Live subscriptions have no task.
+reads on from the table in a task of its own (see `subscription`). Live subscriptions have no task. Those who follow
+everything always have one, and are only told that there is something to read (see `everything`).
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from collections.abc import Callable, Iterable
 
 import structlog
 import trio
+from msgspec.structs import replace
 
 from ledgerd.config import Config
+from ledgerd.engine.everything import Everything, Tail
 from ledgerd.engine.history import SharedHistory
-from ledgerd.engine.ports import AccountState, Feed, Principal, Record, StorageUnavailable
+from ledgerd.engine.ports import AccountState, Feed, Place, Principal, Record, StorageUnavailable
 from ledgerd.engine.rendering import Rendering
 from ledgerd.engine.subscription import (
+    AccountsSubscription,
     BalanceStream,
-    Everything,
     LatestBalances,
     Sink,
     Subscription,
@@ -51,13 +54,14 @@ class Hub:
         """``epoch`` answers with the data's present epoch, or raises StorageUnavailable."""
         self.feed = feed
         self.history = SharedHistory(feed)
+        self.tail = Tail(feed)
         self.heads: dict[int, int] = {}
         self.epoch = epoch
         self._config = config
         self._nursery: trio.Nursery | None = None
         self._subscriptions: dict[Subscription, None] = {}
-        self._followers: dict[int, dict[Subscription, None]] = {}
-        self._of_user: dict[int, dict[Subscription, None]] = {}
+        self._followers: dict[int, dict[AccountsSubscription, None]] = {}
+        self._of_user: dict[int, dict[AccountsSubscription, None]] = {}
         self._everything: dict[Subscription, None] = {}
         self._beating: dict[Subscription, None] = {}
         self._has_beat_task = False
@@ -65,6 +69,8 @@ class Hub:
         self._opened: dict[int, deque[AccountState]] = {}  # lately, by user
         self._opened_at: deque[tuple[float, int]] = deque()  # when, and by which user
         self._epoch_seen: str | None = None
+        self.on_account_opened: Callable[[AccountState], None] = lambda _: None
+        """Called with every account that was opened here, to tell other daemons."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the tasks of subscriptions that are behind, until cancelled. Outlives the database's generations."""
@@ -80,19 +86,19 @@ class Hub:
 
     def publish(self, record: Record) -> None:
         """A transaction was committed: push it to those who follow its accounts."""
+        self.stir()
         followers_of = self._followers
-        if not followers_of and not self._everything:
+        if not followers_of:
             return
         shown = None
         for side in record.sides:
             followers = followers_of.get(side.account_id)
-            if followers is None and not self._everything:
+            if followers is None:
                 continue
             shown = shown or Rendering(record)
-            audience = [*(followers or ()), *self._everything]
-            if followers is not None and side.version > self.heads[side.account_id]:
+            if side.version > self.heads[side.account_id]:
                 self.heads[side.account_id] = side.version
-            for subscription in audience:
+            for subscription in list(followers):
                 try:
                     delivered = subscription.offer(shown, side)
                 except Exception:
@@ -102,8 +108,26 @@ class Hub:
                     if not delivered:
                         self._fall_behind(subscription)
 
+    def stir(self) -> None:
+        """Something was committed, or may have been, whoever did it: those who follow everything look."""
+        if self._everything:
+            self.tail.stir()
+
     def announce_account(self, state: AccountState) -> None:
-        """An account was opened: those who follow all of its owner follow it too."""
+        """An account was opened here: those who follow all of its owner follow it too."""
+        self._announce(state)
+        self.on_account_opened(state)
+
+    def discover_account(self, state: AccountState) -> None:
+        """An account of a followed user was opened elsewhere, perhaps a while ago: followed from its opening."""
+        opening = replace(state, balance=0, held=0, available=0, overdraft_limit=0, version=0)
+        self._announce(opening if state.version <= self._config.resume_max else state)
+        self.learn(state.account_id, state.version)
+        for subscription in list(self._of_user.get(state.user_id, ())):
+            if subscription.live and subscription.positions[state.account_id] < self.heads[state.account_id]:
+                self._fall_behind(subscription)
+
+    def _announce(self, state: AccountState) -> None:
         self._remember(state)
         for subscription in list(self._of_user.get(state.user_id, ())):
             if state.account_id in subscription.accounts:
@@ -115,14 +139,20 @@ class Hub:
             if not subscription.announce(state):
                 self._fall_behind(subscription)
 
+    def look(self) -> None:
+        """The database is there, and about to be polled: who follows another history of the data than it has, ends.
+
+        Raises StorageUnavailable only before the first connection to the database.
+        """
+        self._notice_epoch()
+        self.stir()
+
     def advance_heads(self, heads: dict[int, int]) -> None:
         """Versions that exist, as the table says, whoever committed them: who has not got them reads on.
 
         Raises StorageUnavailable only before the first connection to the database.
         """
-        epoch = self.epoch()
-        if epoch != self._epoch_seen:
-            self._begin_epoch(epoch)
+        self._notice_epoch()
         for account, version in heads.items():
             self.learn(account, version)
 
@@ -140,6 +170,15 @@ class Hub:
         """Accounts that somebody follows, whose heads are worth asking for."""
         return list(self._followers)
 
+    def followed_users(self) -> list[int]:
+        """Users all of whose accounts somebody follows, the new ones too."""
+        return list(self._of_user)
+
+    def known_accounts(self, user_id: int) -> set[int]:
+        """Accounts of a followed user that are known to all who follow the user."""
+        known = (set(subscription.accounts) for subscription in self._of_user.get(user_id, ()))
+        return set.intersection(*known) if user_id in self._of_user else set()
+
     # -- who follows ---------------------------------------------------------------------------------------------
 
     def subscribe(
@@ -150,8 +189,9 @@ class Hub:
         channel: str,
         options: SubscribeOptions,
         accounts: list[AccountState],
+        here: Place | None = None,
     ) -> Subscription:
-        """Begin a subscription to accounts the caller was found to be allowed to see.
+        """Begin a subscription to accounts the caller was found to be allowed to see; to everything from ``here`` on.
 
         Events come as soon as the present task waits for anything: queue the reply before that. Mode `latest` allows
         to skip, where there is no room; who follows everything is never skipped anything, and has no use for it.
@@ -175,14 +215,18 @@ class Hub:
             followed.update((state.account_id, state) for state in self._opened.get(terms.user_id, ()))
         subscription: Subscription
         if options.all:
-            subscription = Everything(sink, terms, transactions=channel == "transactions")
+            assert here is not None
+            transactions = channel == "transactions"
+            subscription = Everything(sink, terms, self.tail, here, self.epoch(), transactions=transactions)
         elif channel == "transactions":
             subscription = TransactionStream(sink, terms, followed)
         elif latest:
             subscription = LatestBalances(sink, terms, followed)
         else:
             subscription = BalanceStream(sink, terms, followed)
-        self._attach(subscription, followed.values())
+        self._attach(subscription)
+        if isinstance(subscription, AccountsSubscription):
+            self._attach_accounts(subscription, followed.values())
         self._catch_up_soon(subscription)
         return subscription
 
@@ -205,15 +249,17 @@ class Hub:
             subscription.scope = trio.CancelScope()
             self._nursery.start_soon(self._say_closed_later, subscription, code.text)
 
-    def _attach(self, subscription: Subscription, accounts: Iterable[AccountState]) -> None:
-        SUBSCRIPTIONS.inc()
-        self._subscriptions[subscription] = None
+    def _attach_accounts(self, subscription: AccountsSubscription, accounts: Iterable[AccountState]) -> None:
         for state in accounts:
             self._follow(subscription, state.account_id, state.version)
-        if not subscription.resumable:
-            self._everything[subscription] = None
         if subscription.user_id is not None:
             self._of_user.setdefault(subscription.user_id, {})[subscription] = None
+
+    def _attach(self, subscription: Subscription) -> None:
+        SUBSCRIPTIONS.inc()
+        self._subscriptions[subscription] = None
+        if isinstance(subscription, Everything):
+            self._everything[subscription] = None
         if subscription.heartbeat_s is not None:
             self._beating[subscription] = None
             if not self._has_beat_task and self._nursery is not None:
@@ -231,7 +277,7 @@ class Hub:
         self._opened_at.append((now, state.user_id))
         self._opened.setdefault(state.user_id, deque()).append(state)
 
-    def _follow(self, subscription: Subscription, account: int, version: int) -> None:
+    def _follow(self, subscription: AccountsSubscription, account: int, version: int) -> None:
         self._followers.setdefault(account, {})[subscription] = None
         self.heads.setdefault(account, version)
 
@@ -244,13 +290,17 @@ class Hub:
         subscription.closed = True
         subscription.live = False
         del self._subscriptions[subscription]
+        self._everything.pop(subscription, None)
+        self._beating.pop(subscription, None)
+        if isinstance(subscription, AccountsSubscription):
+            self._detach_accounts(subscription)
+
+    def _detach_accounts(self, subscription: AccountsSubscription) -> None:
         for account in subscription.accounts:
             followers = self._followers[account]
             del followers[subscription]
             if not followers:
                 del self._followers[account], self.heads[account]
-        self._everything.pop(subscription, None)
-        self._beating.pop(subscription, None)
         if subscription.user_id is not None:
             of_user = self._of_user[subscription.user_id]
             del of_user[subscription]
@@ -261,9 +311,6 @@ class Hub:
 
     def _fall_behind(self, subscription: Subscription) -> None:
         if not subscription.live:
-            return
-        if not subscription.resumable:
-            self.close(subscription, ErrorCode.OVERLOADED)
             return
         subscription.live = False
         CATCH_UPS.inc()
@@ -300,6 +347,11 @@ class Hub:
                 for subscription in list(self._followers.get(account, ())):
                     if subscription.live and subscription.positions[account] < version:
                         self._fall_behind(subscription)
+
+    def _notice_epoch(self) -> None:
+        epoch = self.epoch()
+        if epoch != self._epoch_seen:
+            self._begin_epoch(epoch)
 
     def _begin_epoch(self, epoch: str) -> None:
         """The data is another than it was: what was delivered may not exist any more, and versions start anew."""

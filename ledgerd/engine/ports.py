@@ -10,28 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from ledgerd_protocol.errors import ErrorCode
 
 # -- who ----------------------------------------------------------------------------------------------------------
-
-
-class Principal(Struct, frozen=True):
-    """Whom a connection acts for: a token, and with it a user, perhaps only one account, and scopes.
-
-    ``expires_at_s`` is Unix time in seconds or None. ``user_id`` is None for service and operator tokens of no user.
-    """
-
-    token_id: int
-    user_id: int | None
-    account_id: int | None
-    scopes: frozenset[str]
-    expires_at_s: float | None
-
-    @property
-    def sees_all(self) -> bool:
-        """Whether objects of other users are visible."""
-        return self.account_id is None and not self.scopes.isdisjoint(("service", "operator"))
 
 
 class ActorInfo(Struct, frozen=True):
@@ -40,6 +23,28 @@ class ActorInfo(Struct, frozen=True):
     token_id: int
     user_id: int | None
     scopes: tuple[str, ...]
+
+
+class Principal(Struct, frozen=True):
+    """Whom a connection acts for: a token, and with it a user, perhaps only one account, and scopes.
+
+    ``expires_at_s`` is Unix time in seconds or None. ``user_id`` is None for service and operator tokens of no user.
+    ``sees_all`` says whether objects of other users are visible. It and ``actor`` follow from the rest, and are made
+    once because every command asks for them.
+    """
+
+    token_id: int
+    user_id: int | None
+    account_id: int | None
+    scopes: frozenset[str]
+    expires_at_s: float | None
+    sees_all: bool = False
+    actor: ActorInfo = ActorInfo(0, None, ())
+
+    def __post_init__(self) -> None:
+        sees_all = self.account_id is None and not self.scopes.isdisjoint(("service", "operator"))
+        force_setattr(self, "sees_all", sees_all)
+        force_setattr(self, "actor", ActorInfo(self.token_id, self.user_id, tuple(sorted(self.scopes))))
 
 
 # -- commands on their way in -------------------------------------------------------------------------------------
@@ -139,12 +144,14 @@ class Unit:
 
     def gather_accounts(self) -> None:
         """Set `accounts` from the commands, once their account ids are filled in."""
-        self.accounts = frozenset(
-            account
-            for command in self.commands
-            for account in (command.debit_account, command.credit_account)
-            if account is not None and account != ABSENT
-        )
+        accounts = set()
+        for command in self.commands:
+            # Neither the world (None) nor an absent account (0) is locked.
+            if command.debit_account:
+                accounts.add(command.debit_account)
+            if command.credit_account:
+                accounts.add(command.credit_account)
+        self.accounts = frozenset(accounts)
 
     def answer(self, outcomes: list[Outcome]) -> None:
         """Give the outcomes, in the order of the commands. Only the first call counts: a unit is answered once."""
@@ -322,6 +329,28 @@ class LedgerFacts(Struct, frozen=True):
     cursor_key: bytes
 
 
+class Place(Struct, frozen=True):
+    """A point in the order in which transactions were committed.
+
+    ``exact`` is for reading on from it. ``position`` is for clients to keep: short, opaque, and at or before that
+    point; it lags while somebody keeps a transaction open. Neither means anything to the engine.
+    """
+
+    exact: str
+    position: str
+
+
+class Stretch(Struct, frozen=True):
+    """Transactions that were committed after a place, in an order that respects the versions of every account.
+
+    ``end`` is the place after them; ``more`` says that there was more to read when this was read.
+    """
+
+    records: list[Record]
+    end: Place
+    more: bool
+
+
 class Lane(Protocol):
     """One database connection that posts money commands, one call at a time."""
 
@@ -357,6 +386,25 @@ class Feed(Protocol):
 
     async def heads(self, account_ids: Sequence[int]) -> dict[int, int]:
         """The newest version of each account. Raises StorageUnavailable."""
+
+    async def unknown_accounts(self, user_ids: Sequence[int], known: Sequence[int], limit: int) -> list[AccountState]:
+        """Accounts of the users, of each at most ``limit``, that are not among ``known``, by account_id.
+
+        Raises StorageUnavailable.
+        """
+
+    async def here(self) -> Place:
+        """The present place: all that was committed before this call comes before it. Raises StorageUnavailable."""
+
+    async def place(self, position: str) -> Place | None:
+        """Where a client stopped; None if that is no position of this data. Raises StorageUnavailable."""
+
+    async def committed_since(self, place: Place, limit: int) -> Stretch:
+        """What was committed after a place, by any daemon: about ``limit`` transactions, more where one call made them.
+
+        Waits for nobody: what is not committed yet comes when it is. Only a reading of ``more`` may repeat a few
+        transactions of an earlier one. Raises StorageUnavailable.
+        """
 
 
 class Books(Directory, Feed, Protocol):

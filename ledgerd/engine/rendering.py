@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET, UnsetType
+
 from ledgerd.engine.ports import Principal, Record, Side
 from ledgerd.engine.views import transaction_view, update_event, visible
 from ledgerd_protocol.codec import encode_event, event_frame
@@ -11,13 +13,15 @@ from ledgerd_protocol.events import TransactionEvent
 class Rendering:
     """The events of one record: each encoded once, and framed once per subscription id.
 
-    Subscription ids count per connection, so a thousand subscribers of an account mostly share one frame.
+    Subscription ids count per connection, so a thousand subscribers of an account mostly share one frame. Those who
+    follow everything are also told a ``position`` to resume from.
     """
 
-    __slots__ = ("_events", "_frames", "record")
+    __slots__ = ("_events", "_frames", "_position", "record")
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, position: str | UnsetType = UNSET) -> None:
         self.record = record
+        self._position = position
         self._events: dict[tuple[int, int], bytes] = {}
         self._frames: dict[tuple[int, int, str], bytes] = {}
 
@@ -28,7 +32,8 @@ class Rendering:
         if frame is None:
             event = self._events.get(key[:2])
             if event is None:
-                event = self._events[key[:2]] = encode_event(update_event(self.record, side, skipped=skipped))
+                update = update_event(self.record, side, skipped=skipped, position=self._position)
+                event = self._events[key[:2]] = encode_event(update)
             frame = self._frames[key] = event_frame(subscription_id, event)
         return frame
 
@@ -44,6 +49,7 @@ class Rendering:
         if frame is None:
             event = self._events.get(key[:2])
             if event is None:
-                event = self._events[key[:2]] = encode_event(TransactionEvent(transaction_view(self.record, principal)))
+                shown = TransactionEvent(transaction_view(self.record, principal), self._position)
+                event = self._events[key[:2]] = encode_event(shown)
             frame = self._frames[key] = event_frame(subscription_id, event)
         return frame

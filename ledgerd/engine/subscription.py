@@ -20,7 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import trio
 from msgspec import UNSET, Struct
@@ -85,9 +85,6 @@ class Terms(Struct, frozen=True):
 class Subscription(ABC):
     """What all kinds of subscription share. ``accounts`` are those followed, ``positions`` what was delivered."""
 
-    resumable: ClassVar[bool] = True
-    """Whether it can read on when it fell behind; otherwise it ends."""
-
     def __init__(self, sink: Sink, terms: Terms, accounts: Iterable[int]) -> None:
         self.id = terms.subscription_id
         self.accounts = dict.fromkeys(accounts)
@@ -101,21 +98,10 @@ class Subscription(ABC):
         self.scope = trio.CancelScope()  # of the task, while behind
         self._sink = sink
         self._terms = terms
-        self._newcomers: deque[AccountState] = deque()
         self._started = False
         self._said_live = False
 
     # -- pushing; nothing here waits -----------------------------------------------------------------------------
-
-    @abstractmethod
-    def offer(self, shown: Rendering, side: Side) -> bool:
-        """A change of a followed account was committed. False: it was not delivered, and the subscription is behind."""
-
-    def announce(self, state: AccountState) -> bool:
-        """The followed user has a new account. False as for `offer`."""
-        self.accounts[state.account_id] = None
-        self._newcomers.append(state)
-        return not self.live or self._introduce()
 
     def beat(self, now: float) -> float:
         """Push a heartbeat if nothing was pushed for long; when to look again, in trio time.
@@ -132,7 +118,7 @@ class Subscription(ABC):
 
     def say_closed(self, code: str) -> bool:
         """Push the last event; the hub has marked the subscription closed already. False: there was no room."""
-        return self._sink.push(event_frame(self.id, encode_event(Closed(code=code))))
+        return self._sink.push(self._frame(Closed(code=code)))
 
     def _push(self, frame: bytes) -> bool:
         if self.closed or not self._sink.push(frame):
@@ -141,8 +127,42 @@ class Subscription(ABC):
             self.heard_at = trio.current_time()
         return True
 
+    def _frame(self, event: Event) -> bytes:
+        return event_frame(self.id, encode_event(event))
+
     def _push_event(self, event: Event) -> bool:
-        return self._push(event_frame(self.id, encode_event(event)))
+        return self._push(self._frame(event))
+
+    # -- catching up; the only place where a subscription waits --------------------------------------------------
+
+    async def room(self) -> None:
+        """Return when the sink has room. Raises ClosedResourceError."""
+        await self._sink.room()
+
+    @abstractmethod
+    async def catch_up(self, source: Source) -> None:
+        """Deliver what is missing and go live. May be called again after any error: a position is never lost.
+
+        Raises StorageUnavailable, and ClosedResourceError when the sink is gone.
+        """
+
+
+class AccountsSubscription(Subscription):
+    """What those share that follow certain accounts, and perhaps new ones of a user."""
+
+    def __init__(self, sink: Sink, terms: Terms, accounts: Iterable[int]) -> None:
+        super().__init__(sink, terms, accounts)
+        self._newcomers: deque[AccountState] = deque()
+
+    @abstractmethod
+    def offer(self, shown: Rendering, side: Side) -> bool:
+        """A change of a followed account was committed. False: it was not delivered, and the subscription is behind."""
+
+    def announce(self, state: AccountState) -> bool:
+        """The followed user has a new account. False as for `offer`."""
+        self.accounts[state.account_id] = None
+        self._newcomers.append(state)
+        return not self.live or self._introduce()
 
     def _introduce(self) -> bool:
         """Push account_added for those that wait for it, as far as there is room."""
@@ -156,17 +176,8 @@ class Subscription(ABC):
             self._newcomers.popleft()
         return True
 
-    # -- catching up; the only place where a subscription waits --------------------------------------------------
-
-    async def room(self) -> None:
-        """Return when the sink has room. Raises ClosedResourceError."""
-        await self._sink.room()
-
     async def catch_up(self, source: Source) -> None:
-        """Deliver what is missing and go live. May be called again after any error: a position is never lost.
-
-        Raises StorageUnavailable, and ClosedResourceError when the sink is gone.
-        """
+        """See Subscription."""
         while not self.closed:
             if not self._started:
                 await self._start(source)
@@ -217,7 +228,7 @@ class Subscription(ABC):
     def _resume_from(self, state: AccountState, epoch: str) -> tuple[int | None, str | None]:
         """The version to go on from, or None and why a snapshot it must be; None and None if no resume was asked."""
         since = self._terms.since
-        asked = None if since is None else since.versions.get(state.account_id)
+        asked = None if since is None or since.versions is UNSET else since.versions.get(state.account_id)
         if since is None or asked is None:
             return None, None
         if since.epoch != epoch:
@@ -231,7 +242,7 @@ class Subscription(ABC):
     def _start_frames(self, epoch: str, starts: list[AccountStart], *, more: bool = False) -> Iterator[bytes]:
         """One start event, or as many as it takes to keep every frame within the limit."""
         start = Start(epoch=epoch, accounts=starts, more=True if more else UNSET)
-        frame = event_frame(self.id, encode_event(start))
+        frame = self._frame(start)
         if len(frame) <= self._terms.frame_bytes_max or len(starts) < 2:
             yield frame
             return
@@ -240,11 +251,11 @@ class Subscription(ABC):
         yield from self._start_frames(epoch, starts[half:], more=more)
 
 
-class BalanceStream(Subscription):
+class BalanceStream(AccountsSubscription):
     """Every version of every followed account, once, in order, each one higher than the last."""
 
     def offer(self, shown: Rendering, side: Side) -> bool:
-        """See Subscription."""
+        """See AccountsSubscription."""
         if not self.live:
             return True
         account, version = side.account_id, side.version
@@ -271,7 +282,7 @@ class BalanceStream(Subscription):
             await trio.sleep(FRUITLESS_WAIT_S)
 
 
-class LatestBalances(Subscription):
+class LatestBalances(AccountsSubscription):
     """The newest balance of every followed account. While the sink has no room, newer replaces older."""
 
     def __init__(self, sink: Sink, terms: Terms, accounts: Iterable[int]) -> None:
@@ -279,7 +290,7 @@ class LatestBalances(Subscription):
         self._newest: dict[int, tuple[Record, Side]] = {}  # by account, while behind
 
     def offer(self, shown: Rendering, side: Side) -> bool:
-        """See Subscription."""
+        """See AccountsSubscription."""
         account = side.account_id
         if not self.live:
             self._newest[account] = (shown.record, side)
@@ -317,11 +328,11 @@ class LatestBalances(Subscription):
             await trio.sleep(FRUITLESS_WAIT_S)
 
 
-class TransactionStream(Subscription):
+class TransactionStream(AccountsSubscription):
     """Every transaction on a followed account, once, in an order that respects all the accounts' versions."""
 
     def offer(self, shown: Rendering, side: Side) -> bool:  # noqa: ARG002 - it looks at all sides
-        """See Subscription. Called once per followed side; the second call finds the transaction delivered."""
+        """See AccountsSubscription. Called once per followed side; the second call finds the transaction delivered."""
         if not self.live:
             return True
         step = self._step(shown.record)
@@ -371,29 +382,6 @@ class TransactionStream(Subscription):
         news = [source.learn(side.account_id, side.version) for side in sides]
         if self.positions == before and not any(news):
             await trio.sleep(FRUITLESS_WAIT_S)
-
-
-class Everything(Subscription):
-    """Every change of every account as it is committed by this daemon, for operators. It cannot read on."""
-
-    resumable = False
-
-    def __init__(self, sink: Sink, terms: Terms, *, transactions: bool) -> None:
-        super().__init__(sink, terms, ())
-        self._transactions = transactions
-
-    def offer(self, shown: Rendering, side: Side) -> bool:
-        """See Subscription. Called for every side of every record."""
-        if not self.live:
-            return True
-        if not self._transactions:
-            return self._push(shown.update(side, self.id))
-        if side is not shown.record.sides[0]:
-            return True  # once per transaction
-        return self._push(shown.transaction(self._terms.principal, self.id))
-
-    async def _read_on(self, source: Source, behind: list[int]) -> None:  # noqa: ARG002 - never called
-        raise AssertionError("it follows no account in particular, so none is ever behind")
 
 
 def _side_of(record: Record, account_id: int) -> Side:

@@ -84,14 +84,15 @@ def transaction_view(
 
 
 def _entry(side: Side, scale: int) -> messages.Entry:
+    balance = to_text(side.balance, scale)
     return messages.Entry(
         account_id=side.account_id,
         direction=cast("Literal['debit', 'credit']", side.direction),
         balance_change=to_text(side.balance_change, scale),
         held_change=to_text(side.held_change, scale),
-        balance=to_text(side.balance, scale),
+        balance=balance,
         held=to_text(side.held, scale),
-        available=to_text(side.available, scale),
+        available=balance if side.available == side.balance else to_text(side.available, scale),
         version=side.version,
     )
 
@@ -105,7 +106,7 @@ def _attempt(attempt: AttemptState) -> messages.Attempt:
     return messages.Attempt(attempt_id=attempt.attempt_id, reason=attempt.code.text, created_at=attempt.created_at)
 
 
-def update_event(record: Record, side: Side, *, skipped: int = 0) -> events.Update:
+def update_event(record: Record, side: Side, *, skipped: int = 0, position: str | UnsetType = UNSET) -> events.Update:
     """One version of one account; ``skipped`` is the number of versions before it that were not shown."""
     scale = record.scale
     return events.Update(
@@ -121,6 +122,7 @@ def update_event(record: Record, side: Side, *, skipped: int = 0) -> events.Upda
         kind=record.kind,
         created_at=record.created_at,
         skipped=skipped or UNSET,
+        position=position,
     )
 
 

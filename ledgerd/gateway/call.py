@@ -22,6 +22,7 @@ from ledgerd.engine.ports import (
 )
 from ledgerd.gateway.authentication import Passwords, Tokens
 from ledgerd.gateway.cursors import Cursors
+from ledgerd.gateway.outbox import Flusher
 from ledgerd.gateway.throttle import Throttle
 from ledgerd_protocol.messages import SubscribeOptions
 
@@ -95,6 +96,7 @@ class Desk:
         self.cursors = Cursors(lambda: books.facts().cursor_key)
         self.requests = Throttle(config.rate_per_s, config.rate_burst)
         self.login_failures = Throttle(config.login_failures_per_min / 60, max(config.login_failures_per_min, 1))
+        self.flusher = Flusher()
         self.draining = False
 
 

@@ -83,6 +83,7 @@ class Gateway:
         for listener in listeners:
             self._check_secure(listener)
         async with trio.open_nursery() as watchers:
+            watchers.start_soon(self._desk.flusher.run)
             watchers.start_soon(self._look_after_sessions)
             watchers.start_soon(self._desk.tokens.watch, self._tokens_in_use, self._revoked)
             with self._connections:

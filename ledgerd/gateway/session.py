@@ -77,7 +77,7 @@ class Session:
         self._connection = connection
         self._stream = stream
         self._nursery = nursery
-        self._outbox = Outbox(stream, config.outbox_bytes_max, self._sent)
+        self._outbox = Outbox(stream, config.outbox_bytes_max, self._sent, desk.flusher)
         self._receiving = trio.CancelScope()
         self._close = Close(1001, "")
         self._crash: Exception | None = None

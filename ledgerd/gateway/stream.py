@@ -14,11 +14,13 @@ Rules of this file:
 - The session, not trio-websocket, says goodbye. trio-websocket closes the socket without a close frame after bad
   UTF-8 or a broken frame, and crashes its reader when a ping meets a close that it has sent itself. So its `aclose`
   only ends its own use of the stream; the session sends the close frame here and hangs up.
+- What the operating system takes at once is sent without waiting. Of what it takes in part, the rest goes first.
 - A send that was interrupted may have left half a frame. From then on nothing is sent.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -69,6 +71,16 @@ def unmasked(payload: bytes | bytearray, mask: bytes | bytearray) -> bytes:
     return (int.from_bytes(payload, "little") ^ int.from_bytes(key, "little")).to_bytes(length, "little")
 
 
+def _framed(texts: Sequence[bytes]) -> bytes:
+    """Text messages as frames."""
+    if len(texts) == 1:
+        return text_header(len(texts[0])) + texts[0]
+    parts: list[bytes] = []
+    for text in texts:
+        parts += (text_header(len(text)), text)
+    return b"".join(parts)
+
+
 class Receiver(Protocol):
     """Takes the messages that come by the short cut."""
 
@@ -102,6 +114,7 @@ class WireStream(trio.abc.Stream):
         "_receiver_expected",
         "_request_bytes",
         "_request_complete",
+        "_rest",
         "_short_cut",
         "_torn",
         "frames_per_message_max",
@@ -133,6 +146,7 @@ class WireStream(trio.abc.Stream):
         self._frames = 0
         self._ended = False
         self._torn = False
+        self._rest = b""  # of a send that the socket took in part
         self._close_sent = False
         self._receiver_expected = False
         self._short_cut = False
@@ -342,13 +356,31 @@ class WireStream(trio.abc.Stream):
         """Send several text messages in one go. Raises BrokenResourceError or ClosedResourceError."""
         if self._close_sent:
             raise trio.ClosedResourceError
-        if len(texts) == 1:
-            await self._send(text_header(len(texts[0])) + texts[0])
-            return
-        parts: list[bytes] = []
-        for text in texts:
-            parts += (text_header(len(text)), text)
-        await self._send(b"".join(parts))
+        await self._send(_framed(texts))
+
+    @property
+    def can_send_now(self) -> bool:
+        """Whether `send_now` may be tried: a plain socket, on which nobody is sending."""
+        return (
+            isinstance(self.transport, trio.SocketStream)
+            and not self._lock.locked()
+            and not (self._torn or self._close_sent or self._handshaking or self._rest)
+        )
+
+    def send_now(self, texts: Sequence[bytes]) -> bool:
+        """Send messages without waiting. False: the socket did not take all of them, and `send_rest` must follow."""
+        assert isinstance(self.transport, trio.SocketStream)
+        data = _framed(texts)
+        try:
+            taken = os.write(self.transport.socket.fileno(), data)
+        except OSError:
+            taken = 0  # no room, or a broken connection: `send_rest` will find out
+        self._rest = data[taken:]
+        return not self._rest
+
+    async def send_rest(self) -> None:
+        """Send what `send_now` left. Raises BrokenResourceError or ClosedResourceError."""
+        await self._send(b"")
 
     async def send_ping(self) -> None:
         """Send a ping. Raises BrokenResourceError or ClosedResourceError."""
@@ -375,6 +407,8 @@ class WireStream(trio.abc.Stream):
                 raise trio.BrokenResourceError("an earlier send was interrupted")
             self._torn = True
             self.sending_since = trio.current_time()
+            if self._rest:
+                data, self._rest = self._rest + data, b""
             await self.transport.send_all(data)
             self._torn = False
         finally:

@@ -19,13 +19,15 @@ from ledgerd.engine.ports import (
     AttemptState,
     BalanceState,
     LedgerFacts,
+    Place,
     Principal,
     Record,
     StorageUnavailable,
+    Stretch,
     TokenState,
     UserState,
 )
-from ledgerd.storage import rows
+from ledgerd.storage import commit_order, rows
 from ledgerd.storage.connection import Crossing
 from ledgerd.storage.queries import QUERIES
 from ledgerd_protocol.errors import ERROR_CODES, ErrorCode, LedgerError
@@ -114,6 +116,42 @@ class PostgresBooks:
 
     async def heads(self, account_ids: Sequence[int]) -> dict[int, int]:
         return {row["account_id"]: row["version"] for row in await self._fetch("heads", list(account_ids))}
+
+    async def unknown_accounts(self, user_ids: Sequence[int], known: Sequence[int], limit: int) -> list[AccountState]:
+        found = await self._fetch("unknown_accounts", list(user_ids), list(known), limit)
+        return list(map(rows.account_state, found))
+
+    async def here(self) -> Place:
+        row = await self._row("snapshot")
+        assert row is not None
+        return commit_order.parse(row["now"]).place
+
+    async def place(self, position: str) -> Place | None:
+        snapshot = commit_order.low_water(position)
+        row = await self._row("snapshot")
+        assert row is not None
+        if snapshot is None or snapshot.next > commit_order.parse(row["now"]).next:
+            return None
+        return snapshot.place
+
+    async def committed_since(self, place: Place, limit: int) -> Stretch:
+        async def work(connection: asyncpg.Connection) -> Stretch:
+            found = await connection.fetch(QUERIES["committed_since"], place.exact, limit)
+            now = commit_order.parse(found[0]["now"])
+            if found[0]["xact"] is None:
+                return Stretch([], now.place, more=False)
+            records = list(map(rows.record, found))
+            if len(found) < limit:
+                return Stretch(commit_order.in_order(records), now.place, more=False)
+            # A transaction that had its id before it waited for a lock comes after one with a higher id, which may
+            # be beyond this page: then that one is delivered first, and again with its own page.
+            last = found[-1]["xact_text"]
+            ids = [row["transaction_id"] for row in found]
+            earlier = await connection.fetch(QUERIES["committed_before"], ids, last, str(now.next))
+            end = commit_order.page_end(commit_order.parse(place.exact), now, int(last))
+            return Stretch(commit_order.in_order([*records, *map(rows.record, earlier)]), end.place, more=True)
+
+        return await self._run(work)
 
     # -- users and tokens -----------------------------------------------------------------------------------------
 

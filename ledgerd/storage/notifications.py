@@ -53,7 +53,8 @@ class Notifications:
         """Find out that the connection has died. Raises StorageUnavailable."""
         while True:
             await trio.sleep(PING_INTERVAL_S)
-            await self._run("SELECT 1")
+            # Harmless where it is heard already; and who looks at the server's activity sees whose connection it is.
+            await self._run(f"LISTEN {CHANNEL}")
 
     async def _run(self, query: str, *arguments: str) -> None:
         async def work() -> None:

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import trio
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
-from ledgerd_loadtest import report
+from ledgerd_loadtest import fanout_report, report, soak_report
 from ledgerd_loadtest.baseline import BaselineFailed
 from ledgerd_loadtest.bench import SINGLE_CONNECTIONS, Bench, Findings, Plan
+from ledgerd_loadtest.fanout import Fanout
+from ledgerd_loadtest.fanout import Plan as FanoutPlan
+from ledgerd_loadtest.house import open_house
+from ledgerd_loadtest.soak import Plan as SoakPlan
+from ledgerd_loadtest.soak import SoakFailed
+from ledgerd_loadtest.soak import soak as run_soak
 from ledgerd_loadtest.socket_client import ConnectionFailed
 from ledgerd_loadtest.target import Daemon, DaemonDidNotStart, spawned_daemon
+from ledgerd_protocol.call import OutcomeUnknown
+from ledgerd_protocol.connection import CannotConnect, ConnectionEnded
 from ledgerd_protocol.errors import LedgerError
 
 DIFFERENCES = 1
 FAILED = 2
 INTERRUPTED = 130
+
+EXPECTED = (
+    BaselineFailed,
+    CannotConnect,
+    ConnectionEnded,
+    ConnectionFailed,
+    DaemonDidNotStart,
+    LedgerError,
+    OSError,
+    OutcomeUnknown,
+    SoakFailed,
+    ValueError,
+)
+"""What may come in the way of a run. Everything else is a bug and keeps its traceback."""
 
 app = App(name="ledgerd-loadtest", help="Measure a ledgerd from outside, and audit what it answered.")
 
@@ -106,6 +130,153 @@ def bench(
         console.print(f"the benchmark failed: {error}", style="red", markup=False)
         return FAILED
     return _conclude(findings, plan, console, json)
+
+
+@app.command
+def soak(
+    *,
+    daemons: Annotated[int, Parameter(validator=Number(gte=1, lte=8))] = 2,
+    subscribers: Annotated[int, Parameter(validator=Number(gte=1, lte=5_000))] = 500,
+    accounts: Annotated[int, Parameter(validator=Number(gte=2, lte=1_000))] = 50,
+    follow: Annotated[int, Parameter(validator=Number(gte=1, lte=1_000))] = 10,
+    minutes: Annotated[float, Parameter(validator=Number(gt=0, lte=1_440))] = 10.0,
+    calm: Annotated[float, Parameter(validator=Number(gte=0, lte=600))] = 30.0,
+    rate: Annotated[float, Parameter(validator=Number(gt=0, lte=1_000))] = 30.0,
+    fault_every: Annotated[float, Parameter(validator=Number(gt=0))] = 10.0,
+    seed: int | None = None,
+    json: Path | None = None,
+) -> int:
+    """Kill daemons and break connections while money moves, and see whether every subscriber is told everything once.
+
+    A PostgreSQL and daemons of its own are started, and are gone afterwards. Subscribers leave at random instants, come
+    back through any daemon and resume; some do not read for a while. Daemons are killed (SIGKILL) and started again,
+    connections to the database are terminated. In the end each subscriber must have been told each version of each
+    account it follows exactly once, as the ledger itself lists them, and each acknowledged transfer must be there once.
+    Before the faults, and again with polling instead of hints, it is measured how long an event takes from the reply at
+    one daemon to a subscriber of another.
+
+    Example: `ledgerd-loadtest soak --minutes 10 --json soak.json`
+
+    Ends with 0, or with 1 if the verdict is wrong, 2 if there is none, 130 after Ctrl-C.
+
+    Parameters
+    ----------
+    daemons
+        How many daemons serve the one database.
+    subscribers
+        How many connections follow accounts.
+    accounts
+        How many accounts the money moves between.
+    follow
+        How many of them each subscriber follows.
+    minutes
+        How long there are faults.
+    calm
+        Seconds of each calm stretch, one with hints and one with polling.
+    rate
+        Transfers per second through all daemons together.
+    fault_every
+        Seconds between two faults, on average.
+    seed
+        Repeats the random choices of an earlier run (not the instants at which they meet).
+    json
+        Write everything that was found to this file.
+    """
+    console = Console()
+    chosen = random.randrange(2**32) if seed is None else seed
+    plan = SoakPlan(daemons, subscribers, accounts, follow, minutes, calm, rate, fault_every, chosen)
+
+    def work() -> int:
+        with open_house() as house:
+            findings = trio.run(run_soak, house, plan, _teller(console))
+        soak_report.show(findings, plan, console)
+        if json is not None:
+            json.write_bytes(soak_report.as_json(findings, plan))
+        return DIFFERENCES if findings.problems else 0
+
+    console.print(f"seed {chosen}", highlight=False)
+    return _guarded(work, console, "the soak test")
+
+
+@app.command
+def fanout(
+    *,
+    subscribers: Annotated[int, Parameter(validator=Number(gte=1, lte=15_000))] = 1_000,
+    idle: Annotated[int, Parameter(validator=Number(gte=0, lte=19_000))] = 0,
+    rounds: Annotated[int, Parameter(validator=Number(gte=1, lte=100))] = 5,
+    seconds: Annotated[float, Parameter(validator=Number(gt=0, lte=15))] = 4.0,
+    rate: Annotated[float, Parameter(validator=Number(gt=0, lte=1_000))] = 5.0,
+    json: Path | None = None,
+) -> int:
+    """Measure what it costs that many follow an account, on a daemon with a private PostgreSQL of its own.
+
+    * What one push costs the daemon: transfers on an account that all follow, against as many that nobody follows; the
+      target is at most 25 microseconds.
+    * One connection that does not read must not slow the others, and must be able to catch up afterwards.
+    * Subscriptions on accounts that do not move must not slow transfers: at most 10 percent.
+    * With --idle 10000, first of all: the daemon's memory with so many idle subscribed connections; the target is at
+      most 600 MiB.
+
+    Example: `ledgerd-loadtest fanout --subscribers 1000 --idle 10000 --json fanout.json`
+
+    Ends with 0, or with 1 if an event was missing or came twice, 2 if the measurement failed, 130 after Ctrl-C. A
+    target that is missed is said and does not change that.
+
+    Parameters
+    ----------
+    subscribers
+        How many connections follow the account.
+    idle
+        How many connections the memory is measured with; 0 leaves that out.
+    rounds
+        How often each pair of stretches is measured.
+    seconds
+        How long each stretch is.
+    rate
+        Transfers per second on the account that is followed; each makes one push per subscriber.
+    json
+        Write everything that was found to this file.
+    """
+    console = Console()
+    plan = FanoutPlan(subscribers, idle, rounds, seconds, rate)
+
+    def work() -> int:
+        with spawned_daemon() as daemon:
+            findings = Fanout(daemon, plan, _teller(console)).run()
+        fanout_report.show(findings, console)
+        if json is not None:
+            json.write_bytes(fanout_report.as_json(findings, plan))
+        return DIFFERENCES if findings.problems else 0
+
+    return _guarded(work, console, "the measurement")
+
+
+def _teller(console: Console) -> Callable[[str], None]:
+    return lambda line: console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+
+def _guarded(work: Callable[[], int], console: Console, name: str) -> int:
+    """Run to the end, or say in one sentence what was in the way."""
+    try:
+        with _terminated_as_interrupted():
+            return work()
+    except BaseException as error:
+        match leaves(error)[0]:
+            case KeyboardInterrupt():
+                console.print("interrupted; what was started has been stopped")
+                return INTERRUPTED
+            case expected if isinstance(expected, EXPECTED):
+                console.print(f"{name} failed: {expected}", style="red", markup=False)
+                return FAILED
+        raise
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """What is inside nested groups; KeyboardInterrupt first."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    found = [leaf for inner in error.exceptions for leaf in leaves(inner)]
+    return sorted(found, key=lambda leaf: not isinstance(leaf, KeyboardInterrupt))
 
 
 def _conclude(findings: Findings, plan: Plan, console: Console, json: Path | None) -> int:

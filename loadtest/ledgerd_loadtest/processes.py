@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -39,6 +40,20 @@ def parse_resident_kib(text: str) -> int:
 def resident_kib(pid: int) -> int:
     """KiB of memory held by a process. Raises OSError, ValueError."""
     return parse_resident_kib((_PROC / str(pid) / "status").read_text())
+
+
+def parse_open_files_max(text: str) -> int:
+    """How many files a process may open, in the text of /proc/PID/limits. Raises ValueError."""
+    for line in text.splitlines():
+        if line.startswith("Max open files"):
+            soft = line.split()[3]
+            return sys.maxsize if soft == "unlimited" else int(soft)
+    raise ValueError("no limit of open files")
+
+
+def open_files_max(pid: int) -> int:
+    """How many files a process may open. Raises OSError, ValueError."""
+    return parse_open_files_max((_PROC / str(pid) / "limits").read_text())
 
 
 def parent(pid: int) -> int:

@@ -24,14 +24,52 @@ SILENCE_S = 30
 _RECEIVE_BYTES = 1_048_576
 _HEAD_BYTES_MAX = 16_384
 
-_TEXT = 0x1
-_CLOSE = 0x8
-_PING = 0x9
-_PONG = 0xA
+TEXT = 0x1
+CLOSE = 0x8
+PING = 0x9
+PONG = 0xA
 
 
 class ConnectionFailed(Exception):
-    """The daemon refused, closed or broke a connection, or sent what is not WebSocket."""
+    """The daemon refused, closed or broke a connection, or sent what is not WebSocket.
+
+    ``code`` is the close code, or the HTTP status of a refused handshake; None if there was neither.
+    """
+
+    def __init__(self, what: str, code: int | None = None) -> None:
+        super().__init__(what)
+        self.code = code
+
+
+def handshake_request(host: str, path: str, token: str) -> bytes:
+    """The HTTP request that asks for a WebSocket."""
+    key = base64.b64encode(os.urandom(16)).decode()
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\nAuthorization: Bearer {token}\r\n\r\n"
+    ).encode()
+
+
+def after_handshake(head: bytes) -> bytes | None:
+    """What follows the answer to a handshake; None while the answer is not complete. Raises ConnectionFailed."""
+    answer, end, rest = head.partition(b"\r\n\r\n")
+    if not end:
+        if len(head) > _HEAD_BYTES_MAX:
+            raise ConnectionFailed("the daemon did not answer the handshake with HTTP")
+        return None
+    status = answer.split(b"\r\n", 1)[0].decode("ascii", "replace")
+    code = status.split()[1:2]
+    if code != ["101"]:
+        number = int(code[0]) if code and code[0].isdecimal() else None
+        raise ConnectionFailed(f"the daemon answered {status!r}; is the token one of this daemon's?", number)
+    return rest
+
+
+def closed(payload: bytes) -> ConnectionFailed:
+    """What a close frame means."""
+    code = struct.unpack("!H", payload[:2])[0] if len(payload) >= 2 else 1005
+    reason = payload[2:].decode("utf-8", "replace")
+    return ConnectionFailed(f"the daemon closed the connection: {code} {reason}".rstrip(), code)
 
 
 def masked_frame(opcode: int, payload: bytes, mask: bytes) -> bytes:
@@ -49,7 +87,7 @@ def masked_frame(opcode: int, payload: bytes, mask: bytes) -> bytes:
 
 def text_frame(text: str) -> bytes:
     """A whole text frame from a client, with a mask of its own."""
-    return masked_frame(_TEXT, text.encode(), os.urandom(4))
+    return masked_frame(TEXT, text.encode(), os.urandom(4))
 
 
 class FrameReader:
@@ -112,21 +150,13 @@ class SocketClient:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _shake_hands(self, host: str, path: str, token: str) -> None:
-        key = base64.b64encode(os.urandom(16)).decode()
-        self.socket.sendall(
-            f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
-        )
+        self.socket.sendall(handshake_request(host, path, token))
         head = b""
-        while b"\r\n\r\n" not in head:
+        while (rest := after_handshake(head)) is None:
             data = self.socket.recv(_HEAD_BYTES_MAX)
-            head += data
-            if not data or len(head) > _HEAD_BYTES_MAX:
+            if not data:
                 raise ConnectionFailed("the daemon left during the handshake")
-        answer, _, rest = head.partition(b"\r\n\r\n")
-        status = answer.split(b"\r\n", 1)[0].decode("ascii", "replace")
-        if status.split()[1:2] != ["101"]:
-            raise ConnectionFailed(f"the daemon answered {status!r}; is the token an operator's of this daemon?")
+            head += data
         self._waiting += self._messages(rest)
 
     def send(self, frames: bytes) -> None:
@@ -152,14 +182,12 @@ class SocketClient:
     def _messages(self, data: bytes) -> list[bytes]:
         messages = []
         for opcode, payload in self._reader.feed(data):
-            if opcode == _TEXT:
+            if opcode == TEXT:
                 messages.append(payload)
-            elif opcode == _PING:
-                self.socket.sendall(masked_frame(_PONG, payload, os.urandom(4)))
-            elif opcode == _CLOSE:
-                code = struct.unpack("!H", payload[:2])[0] if len(payload) >= 2 else 1005
-                reason = payload[2:].decode("utf-8", "replace")
-                raise ConnectionFailed(f"the daemon closed the connection: {code} {reason}".rstrip())
+            elif opcode == PING:
+                self.socket.sendall(masked_frame(PONG, payload, os.urandom(4)))
+            elif opcode == CLOSE:
+                raise closed(payload)
         return messages
 
     def close(self) -> None:

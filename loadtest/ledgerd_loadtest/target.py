@@ -24,19 +24,21 @@ class DaemonDidNotStart(Exception):
 
 
 class Daemon(Struct, frozen=True):
-    """Where a daemon is and what may be known about it. ``dsn`` is the database owner's."""
+    """Where a daemon is and what may be known about it. ``dsn`` is the database owner's, ``daemon_dsn`` its own."""
 
     url: str
     token: str
     dsn: str
     pid: int | None
+    daemon_dsn: str = ""
 
 
-class _DaemonFile(Struct):
+class DaemonFile(Struct):
     """What `ledgerd dev` writes into its data directory once it serves; whole or not there."""
 
     ws_url: str
     owner_dsn: str
+    daemon_dsn: str
     token_file: str
     pid: int
 
@@ -71,9 +73,9 @@ def _when_ready(process: subprocess.Popen[bytes], file: Path, log: Path) -> Daem
         if time.monotonic() > deadline:
             raise DaemonDidNotStart(f"the daemon was not ready within {START_TIMEOUT_S} s:\n{_tail(log)}")
         time.sleep(0.05)
-    found = msgspec.json.decode(file.read_bytes(), type=_DaemonFile)
+    found = msgspec.json.decode(file.read_bytes(), type=DaemonFile)
     token = Path(found.token_file).read_text().strip()
-    return Daemon(url=found.ws_url, token=token, dsn=found.owner_dsn, pid=found.pid)
+    return Daemon(found.ws_url, token, found.owner_dsn, found.pid, found.daemon_dsn)
 
 
 def _tail(log: Path) -> str:

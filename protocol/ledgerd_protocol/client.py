@@ -206,7 +206,9 @@ class Client:
 
         The feed survives reconnections without a gap, and says so by another `start` event whose accounts are
         ``resumed``. If it cannot be complete it raises FeedGap. ``since`` is ``{"epoch": ..., "versions": {...}}`` as
-        `Feed.epoch` and `Feed.versions` gave them in an earlier run. At most ``events_max`` events wait unread.
+        `Feed.epoch` and `Feed.versions` gave them in an earlier run; with ``all=True`` it is
+        ``{"epoch": ..., "position": ...}``, may have the versions too, by which what comes again is dropped, and a
+        `start` with a ``reason`` is one that could not be resumed. At most ``events_max`` events wait unread.
         Raises LedgerError if the daemon refuses the subscription.
         """
         given = {name: value for name, value in options.items() if value is not None}

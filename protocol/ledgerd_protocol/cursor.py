@@ -5,7 +5,8 @@ Rules of this file:
 - Everything that decides whether a feed is complete is here: clients resume from a cursor, auditors check with one.
 - In ``stream`` mode and on the transactions channel each version is exactly one more than the last. In ``latest`` mode
   an update says how many versions it left out, and the sum must come out the same.
-- An account begins with its start. Only a feed of everything has none: there the first version seen is it.
+- An account begins with its start. Only a feed of everything has none: there the first version seen is it, and what
+  comes again after a resume, by account and version, is a repetition: dropped, and no gap.
 - A gap is never mended here. It is raised, because money was shown wrongly to somebody.
 """
 
@@ -33,22 +34,36 @@ class Cursor:
     """Epoch and versions, moved on by every event that `apply` is given."""
 
     def __init__(
-        self, epoch: str | None = None, versions: dict[int, int] | None = None, *, everything: bool = False
+        self,
+        epoch: str | None = None,
+        versions: dict[int, int] | None = None,
+        position: str | None = None,
+        *,
+        everything: bool = False,
     ) -> None:
         self.epoch = epoch
         self.versions: dict[int, int] = dict(versions or {})
+        self.position = position
         self._everything = everything
         self._promised: dict[int, int] = {}
         self._starting = False
 
     def since(self) -> dict[str, Any] | None:
         """The ``since`` option that resumes here; None when there is nothing to resume from."""
-        if self.epoch is None or not self.versions or self._everything:
+        if self._everything:
+            resumable = self.epoch is not None and self.position is not None
+            return {"epoch": self.epoch, "position": self.position} if resumable else None
+        if self.epoch is None or not self.versions:
             return None
         return {"epoch": self.epoch, "versions": dict(self.versions)}
 
-    def apply(self, event: Event) -> None:
-        """Move on by one event. Raises FeedGap, and then the cursor has not moved."""
+    def apply(self, event: Event) -> bool:
+        """Move on by one event; False if it is a repetition, to be dropped.
+
+        Raises FeedGap, and then the cursor has not moved.
+        """
+        if self._everything and isinstance(event, Update | TransactionEvent):
+            return self._apply_anything(event)
         match event:
             case Start():
                 self._start(event)
@@ -62,13 +77,30 @@ class Cursor:
                 self.versions[event.account.account_id] = event.account.version
             case _:
                 pass
+        return True
+
+    def _apply_anything(self, event: Update | TransactionEvent) -> bool:
+        """Both versions of a transfer come in one event or in two, but neither without the other's having its turn."""
+        changed: list[Update] | list[Entry] = [event] if isinstance(event, Update) else event.transaction.entries
+        last = self.versions
+        repeated = any(change.version <= last.get(change.account_id, -1) for change in changed)
+        if not repeated:
+            if isinstance(event, Update):
+                self._step(event.account_id, event.version, 0)
+            else:
+                self._steps(event.transaction.entries)
+        if event.position is not UNSET:
+            self.position = event.position
+        return not repeated
 
     def _start(self, event: Start) -> None:
         if not self._starting:
             self._promised.clear()
-            if self._everything:
-                # A feed of everything begins where the daemon is, without a snapshot: nothing older can be compared.
+            if self._everything and (event.reason is not UNSET or self.since() is None):
+                # It begins where the daemon is, without a snapshot: nothing older can be compared.
                 self.versions.clear()
+            if event.position is not UNSET:
+                self.position = event.position
         for account in event.accounts:
             if account.origin == "resumed":
                 self._promise(account)

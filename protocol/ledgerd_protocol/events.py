@@ -31,11 +31,17 @@ class AccountStart(Struct, frozen=True, omit_defaults=True, rename={"origin": "f
 
 
 class Start(Struct, frozen=True, omit_defaults=True, tag="start", tag_field="type"):
-    """The first event of a subscription. Several follow one another when there are many accounts; `more` says so."""
+    """The first event of a subscription. Several follow one another when there are many accounts; `more` says so.
+
+    With `all` there are no accounts, but a `position` to resume from. A `reason` says why it could not be resumed where
+    the client stopped, and goes on from now.
+    """
 
     epoch: str
     accounts: list[AccountStart]
     more: bool | UnsetType = UNSET
+    position: str | UnsetType = UNSET
+    reason: str | UnsetType = UNSET
 
 
 class Live(Struct, frozen=True, tag="live", tag_field="type"):
@@ -43,7 +49,9 @@ class Live(Struct, frozen=True, tag="live", tag_field="type"):
 
 
 class Update(Struct, frozen=True, omit_defaults=True, tag="update", tag_field="type"):
-    """One version of one account. Amounts are decimal text in `currency`."""
+    """One version of one account. Amounts are decimal text in `currency`. With `all` there is a `position`: resuming
+    from it may repeat some events, and misses none.
+    """
 
     account_id: int
     version: int
@@ -57,12 +65,17 @@ class Update(Struct, frozen=True, omit_defaults=True, tag="update", tag_field="t
     kind: str
     created_at: str
     skipped: int | UnsetType = UNSET
+    position: str | UnsetType = UNSET
 
 
-class TransactionEvent(Struct, frozen=True, tag="transaction", tag_field="type"):
-    """One transaction, once, in an order that respects the versions of every followed account."""
+class TransactionEvent(Struct, frozen=True, omit_defaults=True, tag="transaction", tag_field="type"):
+    """One transaction, once, in an order that respects the versions of every followed account.
+
+    With `all` there is a `position`, as in `update`.
+    """
 
     transaction: Transaction
+    position: str | UnsetType = UNSET
 
 
 class AccountAdded(Struct, frozen=True, tag="account_added", tag_field="type"):

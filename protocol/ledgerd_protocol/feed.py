@@ -65,10 +65,11 @@ class Feed:
         since = options.get("since") or {}
         everything = options.get("all") is True
         versions = {int(account): int(version) for account, version in since.get("versions", {}).items()}
+        position = since.get("position")
         self._channel = channel
         self._options = {name: value for name, value in options.items() if name != "since"}
-        self._arrived = Cursor(since.get("epoch"), versions, everything=everything)
-        self._read = Cursor(since.get("epoch"), versions, everything=everything)
+        self._arrived = Cursor(since.get("epoch"), versions, position, everything=everything)
+        self._read = Cursor(since.get("epoch"), versions, position, everything=everything)
         self._attach = attach
         self._events_max = events_max
         self._queue: deque[Event] = deque()
@@ -89,6 +90,11 @@ class Feed:
     def versions(self) -> dict[int, int]:
         """The last version read of each account; with `epoch` this is the ``since`` of a later run."""
         return dict(self._read.versions)
+
+    @property
+    def position(self) -> str | None:
+        """Of a feed of everything: where what has been read ends, or a little before; with `epoch` the ``since``."""
+        return self._read.position
 
     def params(self) -> dict[str, Any]:
         """Parameters of the `ledger_subscribe` that continues after what has arrived."""
@@ -126,7 +132,8 @@ class Feed:
                 return True
             if isinstance(event, Closed):
                 return self._closed_by_daemon(event)
-            self._arrived.apply(event)
+            if not self._arrived.apply(event):
+                return True
         except (FeedGap, msgspec.MsgspecError) as error:
             self.fail(error)
             return False

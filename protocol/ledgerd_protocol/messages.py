@@ -325,10 +325,11 @@ class TransactionList(Params, frozen=True, kw_only=True):
 
 
 class Since(Params, frozen=True, kw_only=True):
-    """Where a subscriber stopped: the epoch it saw and the last version of each account."""
+    """Where a subscriber stopped: the epoch it saw, and the last version of each account, or of `all` the position."""
 
     epoch: Annotated[str, Meta(max_length=64)]
-    versions: Annotated[dict[AccountId, Version], Meta(max_length=1000)]
+    versions: Annotated[dict[AccountId, Version], Meta(max_length=1000)] | UnsetType = UNSET
+    position: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET
 
 
 class SubscribeOptions(Params, frozen=True, kw_only=True):

@@ -137,8 +137,8 @@ def dev_on() -> Any:
     """Context manager: `ledgerd dev` on a directory."""
 
     @contextmanager
-    def start(data: Path, *more: str) -> Iterator[Running]:
-        arguments = ("dev", "--data", str(data), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *more)
+    def start(data: Path, *more: str, listen: str = "127.0.0.1:0") -> Iterator[Running]:
+        arguments = ("dev", "--data", str(data), "--listen", listen, "--http", "127.0.0.1:0", *more)
         with _started(arguments, "stdout", environment()) as process:
             said = _lines_until(process, "stdout", lambda line: " call " in line)
             urls = re.findall(r"ws://\S+", "\n".join(said))
@@ -164,13 +164,17 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def serve(cluster: Cluster, tmp_path: Path) -> Iterator[Any]:
-    """Starts `ledgerd serve` on the cluster, as often as it is called; the processes end with the test."""
+    """Starts `ledgerd serve` on the cluster, as often as it is called; the processes end with the test.
+
+    Settings are given as they are in the environment.
+    """
     token_file = tmp_path / "operator.token"
     with ExitStack() as stack:
 
-        def start(listen: str = "127.0.0.1:0") -> Running:
+        def start(listen: str = "127.0.0.1:0", **settings: str) -> Running:
             arguments = ("serve", "--listen", listen, "--http", "127.0.0.1:0")
-            process = stack.enter_context(_started(arguments, "stderr", environment(LEDGERD_DSN=cluster.daemon_dsn)))
+            env = environment(LEDGERD_DSN=cluster.daemon_dsn, **settings)
+            process = stack.enter_context(_started(arguments, "stderr", env))
             said = _lines_until(process, "stderr", lambda line: '"event": "ready"' in line)
             url = msgspec.json.decode(said[-1])["ws"]
             if not token_file.exists():

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from decimal import Decimal
 from random import Random
+from typing import Any
 
+import asyncpg
+import pytest
 import trio
 
 from ledgerd_protocol.client import Client, open_client
 from ledgerd_protocol.errors import ErrorCode, LedgerError
+from ledgerd_protocol.events import AccountAdded, Live, Start, Update
+from ledgerd_protocol.feed import Feed
 
 ACCOUNTS = 4
 PAYERS_PER_DAEMON = 8
@@ -28,8 +34,27 @@ async def pay(client: Client, accounts: list[int], random: Random) -> None:
             assert error.code is ErrorCode.INSUFFICIENT_FUNDS, error  # noqa: PT017  any other is a failure
 
 
-async def test_every_invariant_holds_and_both_see_every_change(serve, new_auditor):
-    daemons = [serve(), serve()]
+@pytest.fixture(params=["notify", "poll"])
+def daemons(request, serve) -> list[Any]:
+    """Two daemons that hear of each other's changes in one of the two ways."""
+    return [serve(LEDGERD_FEED=request.param) for _ in range(2)]
+
+
+def execute(dsn: str, sql: str, *values: object) -> Any:
+    """One statement of the database's owner; the first value it answers."""
+
+    async def work() -> Any:
+        connection = await asyncpg.connect(dsn)
+        try:
+            return await connection.fetchval(sql, *values)
+        finally:
+            await connection.close()
+
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        return runner.run(work())
+
+
+async def test_every_invariant_holds_and_both_see_every_change(daemons, new_auditor):
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(open_client(daemon.url, token=daemon.token)) for daemon in daemons]
         accounts = [(await clients[0].call("user_register", name=f"U{n}")).account.account_id for n in range(ACCOUNTS)]
@@ -82,3 +107,106 @@ async def world_side(client: Client, accounts: list[int]) -> Decimal:
                 break
             cursor = {"cursor": page.next_cursor}
     return sum(seen.values(), Decimal(0))
+
+
+# -- everything, whichever daemon did it ------------------------------------------------------------------------------
+
+
+async def until_live(feed: Feed) -> Start:
+    """Read up to `live`; the start."""
+    start = await anext(feed)
+    assert isinstance(start, Start)
+    while not isinstance(await anext(feed), Live):
+        pass
+    return start
+
+
+async def updates(feed: Feed, count: int) -> list[tuple[int, int]]:
+    """Account and version of the next updates."""
+    found: list[tuple[int, int]] = []
+    while len(found) < count:
+        event = await anext(feed)
+        if isinstance(event, Update):
+            found.append((event.account_id, event.version))
+    return found
+
+
+async def test_who_follows_everything_at_one_daemon_sees_what_the_other_commits(daemons, cluster):
+    async with AsyncExitStack() as stack:
+        one, other = [
+            await stack.enter_async_context(open_client(daemon.url, token=daemon.token)) for daemon in daemons
+        ]
+        account = (await one.call("user_register", name="Ann")).account.account_id
+        feed = await stack.enter_async_context(one.subscribe("balances", all=True))
+        await until_live(feed)
+        for client in (other, one, other, one):
+            await client.credit(account_id=account, amount="1.00", currency="USD")
+        assert await updates(feed, 4) == [(account, version) for version in (1, 2, 3, 4)]
+
+        # Some other program of the team's leaves a transaction open in the same database.
+        foreign = await trio.to_thread.run_sync(OpenTransaction, cluster.dsn)
+        stack.push_async_callback(trio.to_thread.run_sync, foreign.close)
+        await other.credit(account_id=account, amount="1.00", currency="USD")
+        await one.credit(account_id=account, amount="1.00", currency="USD")
+        assert await updates(feed, 2) == [(account, 5), (account, 6)]
+
+        # Resuming at the other daemon, from where the first one's feed was read to.
+        since = {"epoch": feed.epoch, "position": feed.position, "versions": feed.versions}
+        await one.credit(account_id=account, amount="1.00", currency="USD")
+        resumed = await stack.enter_async_context(other.subscribe("balances", all=True, since=since))
+        await one.credit(account_id=account, amount="1.00", currency="USD")
+        assert await updates(resumed, 2) == [(account, 7), (account, 8)]
+
+
+class OpenTransaction:
+    """A transaction with an id that somebody else leaves open. Blocking: for a thread."""
+
+    def __init__(self, dsn: str) -> None:
+        self._loop = asyncio.SelectorEventLoop()
+        self._connection = self._loop.run_until_complete(asyncpg.connect(dsn))
+        self._loop.run_until_complete(self._connection.execute("BEGIN"))
+        self._loop.run_until_complete(self._connection.execute("SELECT pg_current_xact_id()"))
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self._connection.close())
+        self._loop.close()
+
+
+async def test_an_account_that_was_opened_at_the_other_daemon_is_followed_from_its_first_version(daemons):
+    async with AsyncExitStack() as stack:
+        one, other = [
+            await stack.enter_async_context(open_client(daemon.url, token=daemon.token)) for daemon in daemons
+        ]
+        user = (await one.call("user_register", name="Ben")).user.user_id
+        feed = await stack.enter_async_context(one.subscribe("balances", user_id=user))
+        await until_live(feed)
+        opened = await other.call("account_open", user_id=user, currency="EUR")
+        await other.credit(account_id=opened.account_id, amount="1.00")
+        added = await anext(feed)
+        assert isinstance(added, AccountAdded)
+        assert (added.account.account_id, added.account.version) == (opened.account_id, 0)
+        assert await updates(feed, 1) == [(opened.account_id, 1)]
+
+
+async def test_a_listener_that_is_killed_is_replaced_and_no_change_is_missed(serve, cluster):
+    daemons = [serve(LEDGERD_FEED="notify") for _ in range(2)]
+    async with AsyncExitStack() as stack:
+        one, other = [
+            await stack.enter_async_context(open_client(daemon.url, token=daemon.token)) for daemon in daemons
+        ]
+        account = (await one.call("user_register", name="Cid")).account.account_id
+        everything = await stack.enter_async_context(one.subscribe("balances", all=True))
+        mine = await stack.enter_async_context(one.subscribe("balances", account_ids=[account]))
+        for feed in (everything, mine):
+            await until_live(feed)
+        killed = await trio.to_thread.run_sync(
+            execute,
+            cluster.dsn,
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+            "WHERE application_name = 'ledgerd' AND (query LIKE 'LISTEN%' OR query LIKE '%pg_notify%')",
+        )
+        assert killed == 2
+        for _ in range(5):
+            await other.credit(account_id=account, amount="1.00", currency="USD")
+        for feed in (everything, mine):
+            assert await updates(feed, 5) == [(account, version) for version in range(1, 6)]

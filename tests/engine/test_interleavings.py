@@ -15,6 +15,7 @@ from ledgerd.engine.subscription import Subscription
 from ledgerd_protocol.errors import ErrorCode
 from ledgerd_protocol.messages import Since
 from tests.engine.fake_ledger import (
+    OPERATOR,
     POISON,
     SERVICE,
     Asked,
@@ -131,6 +132,43 @@ class Client:
             self.versions[entry["account_id"]] = max(self.versions[entry["account_id"]], entry["version"])
 
 
+class Operator:
+    """Follows everything, checks every event, drops what comes again, and resumes where it stood."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.versions = {state.account_id: state.version for state in engine.ledger.accounts.values()}
+        self.position: str | None = None
+        self.sink = FakeSink()
+        self.subscription: Subscription | None = None
+        self.subscribe()
+
+    def subscribe(self) -> None:
+        """Begin, or begin again with what is known."""
+        self.read()
+        if self.subscription is not None:
+            self.engine.hub.unsubscribe(self.subscription)
+        if self.position is None:
+            # Not even its start came: it begins where the data is by now.
+            self.versions = {state.account_id: state.version for state in self.engine.ledger.accounts.values()}
+        since = UNSET if self.position is None else Since(epoch="e1", position=self.position)
+        room = self.sink.room_for
+        self.sink = FakeSink()
+        self.sink.room_for = room
+        self.subscription = self.engine.follow(self.sink, by=OPERATOR, all=True, since=since)
+
+    def read(self) -> None:
+        """Check and apply what has come."""
+        for event in self.sink.take():
+            assert event["type"] in {"start", "live", "update"}
+            assert "reason" not in event
+            if event["type"] == "update":
+                last = self.versions.get(event["account_id"], 0)
+                assert event["version"] <= last + 1
+                self.versions[event["account_id"]] = max(last, event["version"])
+            self.position = event.get("position", self.position)
+
+
 feed_step = st.one_of(
     st.tuples(st.just("move"), accounts),
     st.tuples(st.just("move"), accounts),
@@ -147,7 +185,9 @@ feed_step = st.one_of(
         ),
     ),
     st.tuples(st.just("again"), st.integers(0, 9)),
-    st.tuples(st.just("open"), st.none()),
+    st.tuples(st.just("open"), st.booleans()),
+    st.tuples(st.just("hold"), st.booleans()),
+    st.tuples(st.just("operator"), st.sampled_from([0, 0, 1, 2, 5, None])),
 )
 
 
@@ -164,19 +204,40 @@ def among(ledger: FakeLedger, pair: tuple[int, int]) -> tuple[int, int]:
     return (source, destination) if source != destination else (1, newest)
 
 
+def poll(engine: Engine) -> None:
+    """A round of polling, without the calls."""
+    ledger, hub = engine.ledger, engine.hub
+    hub.look()
+    hub.advance_heads({number: ledger.version(number) for number in hub.followed_accounts()})
+    for user in hub.followed_users():
+        known = hub.known_accounts(user)
+        for state in list(ledger.accounts.values()):
+            if state.user_id == user and state.account_id not in known:
+                hub.discover_account(state)
+
+
 async def run_feed(steps: list[tuple[str, Any]]) -> None:
     ledger = fake_ledger()
     async with open_engine(ledger) as engine:
         clients = [Client(engine, (1, 2, 3, 4), "transactions", "stream"), Client(engine, (1, 2), "balances", "stream")]
+        operator = Operator(engine)
         for kind, what in steps:
             if kind == "move":
                 engine.hub.publish(ledger.move(*among(ledger, what), 1))
             elif kind == "elsewhere":
                 ledger.move(*among(ledger, what), 1)
             elif kind == "open":
-                engine.hub.announce_account(ledger.open(len(ledger.accounts) + 1, user_id=1))
+                state = ledger.open(len(ledger.accounts) + 1, user_id=1)
+                if what:
+                    engine.hub.announce_account(state)
+            elif kind == "hold":
+                ledger.low_water = len(ledger.commits) if what else None
+            elif kind == "operator":
+                operator.sink.make_room(what)
+                if not what:
+                    operator.subscribe()
             elif kind == "poll":
-                engine.hub.advance_heads({number: ledger.version(number) for number in engine.hub.followed_accounts()})
+                poll(engine)
             elif kind == "room":
                 clients[what[0] % len(clients)].sink.make_room(what[1])
             elif kind == "wait":
@@ -187,14 +248,17 @@ async def run_feed(steps: list[tuple[str, Any]]) -> None:
                 clients.append(Client(engine, what[0], *what[1]))
             else:
                 clients[what % len(clients)].subscribe()
-            for client in clients:
+            for client in (*clients, operator):
                 client.read()
         ledger.away = False
-        for client in clients:
+        for client in (*clients, operator):
             client.sink.make_room()
         await trio.sleep(5)
-        engine.hub.advance_heads({number: ledger.version(number) for number in engine.hub.followed_accounts()})
+        poll(engine)
         await trio.sleep(5)
+        operator.read()
+        for state in ledger.accounts.values():
+            assert operator.versions.get(state.account_id, 0) == state.version
         for client in clients:
             client.read()
             assert client.versions == {number: ledger.version(number) for number in client.followed}

@@ -44,7 +44,7 @@ async def test_one_users_commands_on_two_accounts_are_applied_in_order_even_if_o
     autojump_clock: object,
     engine: Engine,
 ) -> None:
-    engine.start_lane("slow", 5.0)
+    engine.start_lane("slow", 2.0)
     engine.start_lane("quick", 0.1)
     busy = transfer(2, 1, by=principal(2))  # another user's money reaches account 1: it is in flight for long
     await engine.send(busy)

@@ -227,17 +227,17 @@ async def test_a_service_may_not_follow_everything() -> None:
 async def test_everything_is_resumed_from_a_position_and_accounts_from_versions(options: Any, pointer: str) -> None:
     async with open_door() as door:
         operator = await door.client(door.books.token("operator"))
-        refused = await operator.error("ledger_subscribe", {"channel": "balances", "options": options})
+        refused = await operator.refused("ledger_subscribe", {"channel": "balances", "options": options})
         assert refused["data"]["code"] == "invalid_params"
         assert [error["pointer"] for error in refused["data"]["errors"]] == [pointer]
 
 
-async def test_everything_resumes_with_an_epoch_and_a_position() -> None:
+@pytest.mark.parametrize("versions", [{}, {"versions": {}}])
+async def test_everything_resumes_with_an_epoch_and_a_position(versions: Any) -> None:
     async with open_door() as door:
         operator = await door.client(door.books.token("operator"))
-        for since in ({"epoch": "e", "position": "1"}, {"epoch": "e", "position": "1", "versions": {}}):
-            options = {"all": True, "since": since}
-            assert await operator.call("ledger_subscribe", {"channel": "balances", "options": options})
+        options = {"all": True, "since": {"epoch": "e", "position": "1", **versions}}
+        assert await operator.call("ledger_subscribe", {"channel": "balances", "options": options}) == "sub_1"
 
 
 # -- tokens of one account --------------------------------------------------------------------------------------------

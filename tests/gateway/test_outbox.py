@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable
+
 import pytest
 import trio
 import trio.testing
 
-from ledgerd.gateway.outbox import Outbox
-from ledgerd.gateway.stream import WireStream, text_header
+from ledgerd.gateway.outbox import WRITE_BYTES_MAX, Flusher, Outbox
+from ledgerd.gateway.stream import PING_FRAME, WireStream, close_frame, text_header
 from tests.gateway.fakes import Pair
 
 
@@ -83,3 +85,114 @@ async def test_a_ping_goes_before_what_waits(nursery: trio.Nursery) -> None:
     outbox.ping()
     nursery.start_soon(outbox.run)
     assert (await peer.receive_some())[:2] == b"\x89\x00"
+
+
+# -- the shared flusher ------------------------------------------------------------------------------------------------
+
+
+OnASocket = Callable[..., Awaitable[tuple[Outbox, WireStream, trio.SocketStream]]]
+
+
+@pytest.fixture
+async def on_a_socket() -> AsyncIterator[OnASocket]:
+    """Makes an outbox in front of a real socket, and gives its peer."""
+    opened: list[trio.SocketStream] = []
+
+    async def make_one(flusher: Flusher, bytes_max: int = 8_000_000) -> tuple[Outbox, WireStream, trio.SocketStream]:
+        ours, theirs = (trio.SocketStream(end) for end in trio.socket.socketpair())
+        opened.extend((ours, theirs))
+        stream = WireStream(ours, message_bytes_max=1000, frames_per_message_max=8)
+        await stream.send_all(b"HTTP/1.1 101 \r\n\r\n")
+        await theirs.receive_some()
+        return Outbox(stream, bytes_max, lambda: None, flusher), stream, theirs
+
+    yield make_one
+    for stream in opened:
+        await trio.aclose_forcefully(stream)
+
+
+def frames(*texts: bytes) -> bytes:
+    return b"".join(text_header(len(text)) + text for text in texts)
+
+
+async def read(peer: trio.SocketStream, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += await peer.receive_some()
+    return data
+
+
+async def test_the_flusher_sends_what_waits_in_many_outboxes_without_waking_their_tasks(
+    nursery: trio.Nursery, on_a_socket: OnASocket
+) -> None:
+    flusher = Flusher()
+    made = [await on_a_socket(flusher) for _ in range(3)]
+    for outbox, _, _ in made:
+        outbox.append(b"one")
+        outbox.append(b"two")
+    nursery.start_soon(flusher.run)
+    for outbox, _, peer in made:
+        assert await peer.receive_some() == frames(b"one", b"two")
+        assert outbox.empty
+
+
+async def test_what_a_socket_takes_in_part_is_finished_before_anything_else(
+    nursery: trio.Nursery, on_a_socket: OnASocket
+) -> None:
+    flusher = Flusher()
+    outbox, stream, peer = await on_a_socket(flusher)
+    nursery.start_soon(flusher.run)
+    nursery.start_soon(outbox.run)
+    texts = [bytes([65 + number]) * (WRITE_BYTES_MAX - 100) for number in range(8)]
+    for text in texts:
+        outbox.append(text)
+        await trio.testing.wait_all_tasks_blocked()
+    assert not outbox.empty  # the socket is full, and not at the end of a message
+    assert stream.sending_since is not None
+    outbox.ping()
+    outbox.append(b"last")
+    await trio.testing.wait_all_tasks_blocked()
+    whole = await read(peer, len(frames(*texts, b"last")) + len(PING_FRAME))
+    assert whole.replace(PING_FRAME, b"") == frames(*texts, b"last")
+    await trio.testing.wait_all_tasks_blocked()
+    assert outbox.empty
+
+
+async def test_a_connection_that_broke_is_found_out_by_its_own_task_and_stops_nobody(
+    nursery: trio.Nursery, on_a_socket: OnASocket
+) -> None:
+    flusher = Flusher()
+    broken, _, gone = await on_a_socket(flusher)
+    healthy, _, peer = await on_a_socket(flusher)
+    await gone.aclose()
+    nursery.start_soon(flusher.run)
+    broken.append(b"one")
+    healthy.append(b"two")
+    assert await peer.receive_some() == frames(b"two")
+    with pytest.raises(trio.BrokenResourceError):
+        await broken.run()
+
+
+async def test_who_waits_for_room_is_woken_although_the_flusher_never_sends_from_a_full_outbox(
+    nursery: trio.Nursery, on_a_socket: OnASocket
+) -> None:
+    flusher = Flusher()
+    outbox, _, peer = await on_a_socket(flusher, bytes_max=100)
+    assert outbox.push(b"x" * 100)
+    nursery.start_soon(flusher.run)
+    nursery.start_soon(outbox.run)
+    await outbox.room()
+    assert await peer.receive_some() == frames(b"x" * 100)
+
+
+async def test_nothing_follows_a_close_frame(nursery: trio.Nursery, on_a_socket: OnASocket) -> None:
+    flusher = Flusher()
+    outbox, stream, peer = await on_a_socket(flusher)
+    await stream.send_close(1001, "")
+    outbox.append(b"late")
+    nursery.start_soon(flusher.run)
+    await trio.testing.wait_all_tasks_blocked()
+    assert await peer.receive_some() == close_frame(1001, "")
+    with trio.move_on_after(0.01) as nothing:
+        await peer.receive_some()
+    assert nothing.cancelled_caught

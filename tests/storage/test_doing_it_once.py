@@ -216,6 +216,16 @@ def test_a_token_that_ended_meanwhile_does_not_turn_a_posted_call_into_a_refusal
     assert bench.post(again(command)).code == ErrorCode.SESSION_EXPIRED
 
 
+def test_what_another_token_posted_is_no_answer_for_a_token_that_ended(bench: Bench) -> None:
+    account = bench.account(balance=10)
+    token = bench.token_of(account)
+    command = bench.debit(account, 5, token_id=token)
+    bench.post(again(command, token_id=bench.service))
+    bench.end(token)
+
+    assert bench.post(command, resent=True).code == ErrorCode.SESSION_EXPIRED
+
+
 def test_a_token_that_ended_before_the_resent_call_moves_nothing_new(bench: Bench) -> None:
     account = bench.account(balance=10)
     token = bench.token_of(account)
@@ -332,6 +342,16 @@ def test_an_atomic_batch_falls_as_a_whole(bench: Bench) -> None:
     assert list(bench.stored_attempts()) == [last.attempt_id]
 
 
+def test_a_limit_set_by_a_batch_falls_with_it(bench: Bench) -> None:
+    account = bench.account(balance=10)
+    batch = Unit((bench.limit(account, 50), bench.debit(account, 100)), fresh_id())
+    fallen, (after,) = bench.call([batch, Unit((bench.debit(account, 11),))])
+
+    assert [answer.code for answer in fallen] == [None, ErrorCode.INSUFFICIENT_FUNDS]
+    assert after.data == {"available": 10, "requested": 11, "version": 1}
+    assert bench.stored_account(account).overdraft_limit == 0
+
+
 def test_commands_beside_a_fallen_batch_stand(bench: Bench) -> None:
     account = bench.account(balance=10)
     before, fallen, after = bench.call(
@@ -369,7 +389,7 @@ def test_an_atomic_batch_again_is_replayed_as_a_whole(bench: Bench, same_call: b
 
 
 @pytest.mark.parametrize("same_call", [False, True])
-@pytest.mark.parametrize("change", ["shrunk", "extended", "swapped", "altered"])
+@pytest.mark.parametrize("change", ["shrunk", "extended", "replaced", "swapped", "altered"])
 def test_another_batch_under_the_same_batch_id_is_refused(bench: Bench, change: str, same_call: bool) -> None:
     account = bench.account(balance=10)
     one, two = bench.debit(account, 1), bench.debit(account, 2)
@@ -377,6 +397,7 @@ def test_another_batch_under_the_same_batch_id_is_refused(bench: Bench, change: 
     members, mismatch, index = {
         "shrunk": ((one,), "items", 0),
         "extended": ((one, two, bench.debit(account, 3)), "items", 0),
+        "replaced": ((bench.debit(account, 1), bench.debit(account, 2)), "items", 0),
         "swapped": ((two, one), "batch_id", 0),
         "altered": ((one, again(two, amount=3)), "amount", 1),
     }[change]

@@ -74,7 +74,7 @@ async def test_a_generation_that_is_left_alone_goes_on(database: Database) -> No
 
 
 async def test_it_opens_as_many_connections_as_it_is_told(database: Database) -> None:
-    async with open_desk(database, lanes=3, readers=4) as desk:
+    async with open_desk(database, lanes=3, readers=4, feed="poll") as desk:
         query = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND application_name = 'ledgerd'"
         assert (await desk.owner(query, database.name))[0]["count"] == 7
         assert len(desk.generation.lanes) == 3
@@ -107,7 +107,7 @@ async def test_between_two_generations_the_books_are_unavailable_and_their_facts
 async def test_connections_are_closed_at_the_end(database: Database) -> None:
     async with open_desk(database):
         pass
-    async with open_desk(database, lanes=1, readers=1) as desk:
+    async with open_desk(database, lanes=1, readers=1, feed="poll") as desk:
         query = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND application_name = 'ledgerd'"
         while (await desk.owner(query, database.name))[0]["count"] > 2:
             pass

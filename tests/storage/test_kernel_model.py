@@ -20,7 +20,7 @@ from ledgerd_protocol.money import MINOR_MAX
 from tests.model import Account, Command, Ledger, Outcome, Posted, Refusal, Token, Unit, audit
 from tests.storage.bench import Answer, Bench
 
-EXAMPLES = int(os.environ.get("LEDGERD_MODEL_EXAMPLES", "250"))
+EXAMPLES = int(os.environ.get("LEDGERD_MODEL_EXAMPLES", "400"))
 
 ABSENT_TOKEN = 10**9
 
@@ -230,7 +230,7 @@ _units = st.one_of(
 _steps = st.one_of(
     st.builds(Call, st.lists(_units, min_size=1, max_size=4), st.just(False)),
     st.builds(Call, st.lists(_units, min_size=1, max_size=4), st.sampled_from([False, False, True])),
-    st.builds(SendAgain, st.integers(1, 3), st.booleans(), st.booleans(), st.one_of(st.none(), st.none(), _drafts())),
+    st.builds(SendAgain, st.integers(0, 2), st.booleans(), st.booleans(), st.one_of(st.none(), st.none(), _drafts())),
     st.builds(OwnerActs, st.sampled_from(["freeze", "close", "reopen", "disable", "enable", "revoke"]), _existing),
 )
 

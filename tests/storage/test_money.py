@@ -220,9 +220,10 @@ def test_a_currencys_scale_never_changes(bench: Bench) -> None:
     assert bench.value("SELECT scale FROM ledgerd.currencies WHERE currency = 'USD'") == 2
 
 
-def test_a_unit_that_cannot_be_judged_leaves_nothing_of_its_call(bench: Bench) -> None:
+@pytest.mark.parametrize("kind", ["bonus", "hold", "advance"])
+def test_a_kind_that_the_kernel_does_not_post_leaves_nothing_of_its_call(bench: Bench, kind: str) -> None:
     account = bench.account()
     before = bench.state()
-    with pytest.raises(asyncpg.InvalidTextRepresentationError):
-        bench.call([Unit((bench.credit(account, 1),)), Unit((bench.command("bonus", debit=account, amount=0),))])
+    with pytest.raises(asyncpg.FeatureNotSupportedError):
+        bench.call([Unit((bench.credit(account, 1),)), Unit((bench.command(kind, debit=account, amount=0),))])
     assert bench.state() == before

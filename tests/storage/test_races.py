@@ -259,6 +259,10 @@ READS: dict[str, tuple[Any, ...]] = {
     "tokens": (None, 0, 100),
     "token_id_by_hash": (b"x" * 32,),
     "login_material": ("a@example.com",),
+    "unknown_accounts": ([USER], [], 100),
+    "snapshot": (),
+    "committed_since": ("1:1:", 100),
+    "committed_before": ([fresh_id()], "1", "100"),
     "version_at": (ACCOUNT, datetime.now(UTC)),
     "revoked_tokens": ([1],),
 }

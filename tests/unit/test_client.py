@@ -731,22 +731,63 @@ async def test_a_feed_ends_with_the_reason_the_client_ended(daemon, nursery, aut
             await anext(events)
 
 
-async def test_a_feed_of_everything_begins_anew_after_a_reconnection(daemon, nursery, autojump_clock):
+async def test_a_feed_of_everything_resumes_from_its_position_and_drops_what_comes_again(
+    daemon, nursery, autojump_clock
+):
     async with open_client(URL, dial=daemon.dial) as client:
         session = await daemon.session()
         subscribing = Later(nursery, enter, nursery, client.subscribe("balances", all=True))
         await session.reply(await session.receive(), "sub_1")
         events = await subscribing.result()
-        await session.push("sub_1", start(), update(7, 12), update(7, 13), update(9, 2))
+        first = [update(7, 12, position="30"), update(7, 13, position="30"), update(9, 2, position="34")]
+        await session.push("sub_1", start(position="30"), *first)
         await read(events, 4)
-        later = Later(nursery, read, events, 2)
+        assert (events.epoch, events.position, events.versions) == ("e1", "34", {7: 13, 9: 2})
+        later = Later(nursery, read, events, 3)
         await session.drop()
         session = await daemon.session()
         asked = await session.receive()
-        assert asked["params"]["options"] == {"all": True}
+        assert asked["params"]["options"] == {"all": True, "since": {"epoch": "e1", "position": "34"}}
         await session.reply(asked, "sub_1")
-        await session.push("sub_1", start(), update(7, 20))
-        assert (await later.result())[1].version == 20
+        again = [update(7, 13, position="34"), update(9, 2, position="34")]
+        await session.push("sub_1", start(position="34"), *again, update(7, 14, position="34"), {"type": "live"})
+        got = await later.result()
+        assert [type(event) for event in got] == [Start, Update, Live]
+        assert got[1].version == 14
+
+
+async def test_a_feed_of_everything_that_resumes_with_a_hole_fails_loudly(daemon, nursery, autojump_clock):
+    async with open_client(URL, dial=daemon.dial) as client:
+        session = await daemon.session()
+        since = {"epoch": "e1", "position": "34", "versions": {7: 13}}
+        subscribing = Later(nursery, enter, nursery, client.subscribe("balances", all=True, since=since))
+        asked = await session.receive()
+        assert asked["params"]["options"]["since"] == {"epoch": "e1", "position": "34"}
+        await session.reply(asked, "sub_1")
+        events = await subscribing.result()
+        await session.push("sub_1", start(position="34"), update(7, 15, position="34"))
+        await read(events, 1)
+        with pytest.raises(FeedGap, match="missing"):
+            await anext(events)
+
+
+async def test_a_feed_of_everything_that_could_not_be_resumed_goes_on_and_says_why(daemon, nursery, autojump_clock):
+    async with open_client(URL, dial=daemon.dial) as client:
+        session = await daemon.session()
+        subscribing = Later(nursery, enter, nursery, client.subscribe("balances", all=True))
+        await session.reply(await session.receive(), "sub_1")
+        events = await subscribing.result()
+        await session.push("sub_1", start(position="30"), update(7, 12, position="30"))
+        await read(events, 2)
+        later = Later(nursery, read, events, 2)
+        await session.drop()
+        session = await daemon.session()
+        await session.reply(await session.receive(), "sub_1")
+        anew = start(epoch="e2", position="9", reason="epoch_changed")
+        await session.push("sub_1", anew, update(7, 3, position="9"))
+        begun, changed = await later.result()
+        assert (begun.reason, changed.version) == ("epoch_changed", 3)
+        assert (events.epoch, events.position) == ("e2", "9")
 
 
 async def enter(nursery: trio.Nursery, manager: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from ledgerd_protocol.cursor import Cursor, FeedGap
 from ledgerd_protocol.events import AccountAdded, AccountStart, Heartbeat, Live, Start, TransactionEvent, Update
@@ -85,11 +86,39 @@ def test_a_heartbeat_moves_nothing():
     assert cursor.versions == {7: 41}
 
 
-def test_a_cursor_of_everything_does_not_resume_and_checks_from_the_first_sight_of_an_account():
+def test_a_cursor_of_everything_checks_from_the_first_sight_of_an_account():
     cursor = Cursor(everything=True)
-    cursor.apply(Start("e1", []))
-    cursor.apply(update(7, 12))
-    cursor.apply(update(7, 13))
+    for event in (Start("e1", [], position="5"), update(7, 12), update(7, 13)):
+        assert cursor.apply(event)
     with pytest.raises(FeedGap):
         cursor.apply(update(7, 15))
+
+
+def test_a_cursor_of_everything_resumes_from_its_position_and_knows_what_comes_again():
+    cursor = Cursor(everything=True)
     assert cursor.since() is None
+    for event in (Start("e1", [], position="5"), replace(update(7, 12), position="6"), update(8, 1)):
+        cursor.apply(event)
+    assert cursor.since() == {"epoch": "e1", "position": "6"}
+    cursor.apply(Start("e1", [], position="6"))
+    assert not cursor.apply(replace(update(7, 12), position="6"))
+    assert cursor.apply(update(7, 13))
+    with pytest.raises(FeedGap):
+        cursor.apply(update(8, 3))
+
+
+def test_a_transaction_comes_again_as_a_whole():
+    cursor = Cursor("e1", {7: 2, 8: 4}, "6", everything=True)
+    cursor.apply(Start("e1", [], position="6"))
+    assert not cursor.apply(transaction((7, 2), (8, 4)))
+    assert not cursor.apply(transaction((7, 1), (9, 1))), "of before the first sight of 7"
+    assert cursor.apply(transaction((7, 3), (9, 2)))
+    assert cursor.versions == {7: 3, 8: 4, 9: 2}
+
+
+@pytest.mark.parametrize("reason", ["epoch_changed", "position_unknown"])
+def test_a_cursor_of_everything_that_could_not_resume_compares_with_nothing_older(reason: str):
+    cursor = Cursor("e1", {7: 12}, "6", everything=True)
+    cursor.apply(Start("e2", [], position="9", reason=reason))
+    assert cursor.apply(update(7, 3))
+    assert cursor.since() == {"epoch": "e2", "position": "9"}

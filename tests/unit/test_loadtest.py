@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from wsproto.frame_protocol import FrameProtocol
 
+from ledgerd.dev import State
 from ledgerd_loadtest.audit import NOT_SHOWN, PROBLEMS_MAX, Harvest, Point, differences, minor, take_reply
 from ledgerd_loadtest.commands import (
     AMOUNT,
@@ -28,6 +29,7 @@ from ledgerd_loadtest.commands import (
 from ledgerd_loadtest.measure import Cpu, Target, Window, best, joined, pair_ratios, percentile
 from ledgerd_loadtest.processes import parse_resident_kib, parse_stat
 from ledgerd_loadtest.socket_client import ConnectionFailed, FrameReader, masked_frame, text_frame
+from ledgerd_loadtest.target import DaemonFile
 from ledgerd_protocol.codec import Limits, decode_frame, decode_params
 from ledgerd_protocol.codec import Request as Decoded
 from ledgerd_protocol.messages import METHODS, TransactionBatch
@@ -112,6 +114,14 @@ def test_resident_memory_is_read_in_kib_and_missed_loudly() -> None:
     assert parse_resident_kib("Name:\tx\nVmRSS:\t   51200 kB\nThreads:\t1\n") == 51_200
     with pytest.raises(ValueError, match="ended"):
         parse_resident_kib("Name:\tx\nState:\tZ (zombie)\n")
+
+
+def test_what_the_developers_daemon_writes_down_is_what_the_load_tester_reads() -> None:
+    dsns = ("postgresql://owner@/ledgerd", "postgresql://ledgerd@/ledgerd")
+    written = State("ws://127.0.0.1:1", "http://127.0.0.1:2", *dsns, "/tmp/operator.token", 42)
+    read = msgspec.json.decode(msgspec.json.encode(written), type=DaemonFile)
+    names = DaemonFile.__struct_fields__
+    assert [getattr(read, name) for name in names] == [getattr(written, name) for name in names]
 
 
 # -- frames ------------------------------------------------------------------------------------------------------------

@@ -37,6 +37,22 @@ WHERE a.account_id = ANY($1::bigint []) ORDER BY a.account_id;
 -- The newest version of each account.
 SELECT a.account_id, a.version FROM ledgerd.accounts AS a WHERE a.account_id = ANY($1::bigint []);
 
+-- name: unknown_accounts
+-- Accounts of some users, at most $3 of each, that are not among those known.
+WITH users AS (SELECT u.user_id FROM unnest($1::bigint []) AS u (user_id))
+
+SELECT a.*, c.scale
+FROM users AS u
+-- The limit also keeps the planner from reading all accounts in the order asked for.
+INNER JOIN
+    LATERAL (
+        SELECT x.* FROM ledgerd.accounts AS x WHERE x.user_id = u.user_id ORDER BY x.currency LIMIT $3
+    ) AS a
+    ON true
+INNER JOIN ledgerd.currencies AS c ON c.currency = a.currency
+WHERE NOT EXISTS (SELECT FROM unnest($2::bigint []) AS known (account_id) WHERE known.account_id = a.account_id)
+ORDER BY a.account_id;
+
 -- name: accounts
 -- Accounts of a user (of everybody when null), by number.
 SELECT a.*, c.scale
@@ -55,6 +71,94 @@ UNION ALL
     WHERE r.credit_account = $1 AND r.credit_version > $2 ORDER BY r.credit_version LIMIT $3
 )
 ORDER BY position LIMIT $3;
+
+-- name: snapshot
+-- What has finished by now.
+SELECT pg_current_snapshot()::text AS now;
+
+-- name: committed_since
+-- A page of the transactions committed since snapshot $1, by xact, whole calls; at least one row, to say what is now.
+WITH now AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot),
+
+-- Those that were under way at the snapshot, then those that began later: two ranges of the index. Nothing from before
+-- a dump and restore, where ids began anew, has an id that was not given yet.
+candidates AS (
+    (
+        SELECT t.* FROM ledgerd.transactions AS t
+        WHERE t.xact = ANY(ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
+        ORDER BY t.xact FETCH FIRST $2 ROWS WITH TIES
+    )
+    UNION ALL
+    (
+        SELECT t.* FROM ledgerd.transactions AS t
+        WHERE
+            t.xact >= pg_snapshot_xmax($1::text::pg_snapshot)
+            AND t.xact < (SELECT pg_snapshot_xmax(n.snapshot) FROM now AS n)
+        ORDER BY t.xact FETCH FIRST $2 ROWS WITH TIES
+    )
+),
+
+page AS MATERIALIZED (SELECT c.* FROM candidates AS c ORDER BY c.xact FETCH FIRST $2 ROWS WITH TIES),
+
+-- LIMIT: looked up row by row, because a plan that reads all accounts for a page is wrong however few there are.
+shown AS (
+    SELECT
+        p.*, debit.user_id AS debit_user, credit.user_id AS credit_user, c.currency, c.scale,
+        k.user_id AS actor_user, k.scopes AS actor_scopes
+    FROM page AS p
+    LEFT JOIN
+        LATERAL (
+            SELECT a.user_id, a.currency FROM ledgerd.accounts AS a
+            WHERE a.account_id = p.debit_account ORDER BY a.account_id LIMIT 1
+        ) AS debit
+        ON true
+    LEFT JOIN
+        LATERAL (
+            SELECT a.user_id, a.currency FROM ledgerd.accounts AS a
+            WHERE a.account_id = p.credit_account ORDER BY a.account_id LIMIT 1
+        ) AS credit
+        ON true
+    INNER JOIN ledgerd.currencies AS c ON c.currency = coalesce(debit.currency, credit.currency)
+    LEFT JOIN
+        LATERAL (
+            SELECT t.user_id, t.scopes FROM ledgerd.tokens AS t
+            WHERE t.token_id = p.token_id ORDER BY t.token_id LIMIT 1
+        ) AS k
+        ON true
+)
+
+SELECT s.*, n.snapshot::text AS now, s.xact::text AS xact_text
+FROM now AS n
+LEFT JOIN shown AS s ON true
+ORDER BY s.xact;
+
+-- name: committed_before
+-- Transactions with an xact above $2 and below $3 that came before one of $1 on its account, or before those.
+WITH RECURSIVE earlier AS (
+    SELECT t.transaction_id, t.debit_account, t.debit_version, t.credit_account, t.credit_version, t.xact
+    FROM ledgerd.transactions AS t WHERE t.transaction_id = ANY($1::uuid [])
+    UNION
+    SELECT p.transaction_id, p.debit_account, p.debit_version, p.credit_account, p.credit_version, p.xact
+    FROM earlier AS e
+    CROSS JOIN
+        LATERAL (
+            SELECT t.* FROM ledgerd.transactions AS t
+            WHERE t.debit_account = e.debit_account AND t.debit_version = e.debit_version - 1
+            UNION ALL
+            SELECT t.* FROM ledgerd.transactions AS t
+            WHERE t.credit_account = e.debit_account AND t.credit_version = e.debit_version - 1
+            UNION ALL
+            SELECT t.* FROM ledgerd.transactions AS t
+            WHERE t.debit_account = e.credit_account AND t.debit_version = e.credit_version - 1
+            UNION ALL
+            SELECT t.* FROM ledgerd.transactions AS t
+            WHERE t.credit_account = e.credit_account AND t.credit_version = e.credit_version - 1
+        ) AS p
+    WHERE p.xact > $2::text::xid8 AND p.xact < $3::text::xid8
+)
+
+SELECT r.* FROM ledgerd.records AS r
+WHERE r.transaction_id IN (SELECT e.transaction_id FROM earlier AS e WHERE e.xact > $2::text::xid8);
 
 -- name: transactions_oldest_first
 -- Records of an account above version $2 that match the filters.

@@ -140,6 +140,10 @@ BEGIN
         USING HINT = 'In any other isolation a call that waited for a lock reads the balance from before the wait.';
     END IF;
 
+    IF NOT p_kinds <@ ARRAY['credit', 'debit', 'transfer', 'limit', 'cancel'] THEN
+        RAISE EXCEPTION 'a kind that this kernel does not post' USING ERRCODE = 'feature_not_supported';
+    END IF;
+
     -- Every answer has an element per command.
     codes := array_fill(NULL::integer, ARRAY[v_count]);
     data := array_fill(NULL::text, ARRAY[v_count]);
