@@ -45,6 +45,9 @@ class Crossing:
 
         Raises StorageUnavailable, CallRefused, LedgerError, or an asyncpg error that the caller expects (REFUSED).
         """
+        if self.cause is not None:
+            # Whoever waited for a connection may get it when the generation is over, and its loop with it.
+            raise StorageUnavailable("the connection to the database was lost", applied=False)
         self.busy_since[connection] = trio.current_time()
         try:
             return await self.run_unwatched(work)
@@ -115,4 +118,8 @@ async def connect(config: Config, crossing: Crossing) -> asyncpg.Connection:
 async def open_crossing() -> AsyncIterator[Crossing]:
     """An asyncio loop inside Trio, for one generation."""
     async with trio_asyncio.open_loop() as loop:
-        yield Crossing(loop)
+        crossing = Crossing(loop)
+        try:
+            yield crossing
+        finally:
+            crossing.break_off(ConnectionError("the generation is over"))

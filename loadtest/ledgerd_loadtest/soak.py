@@ -73,6 +73,9 @@ SPARE_S = 600.0
 
 TELL_S = 10.0
 DEAD_S = (0.0, 2.0)
+IN_FLIGHT_S = (0.0, 0.02)
+"""From a burst of transfers to the fault that meets it."""
+
 ALL_SHARE = 0.1
 FAULTS = ("kill",) * 3 + ("listener",) * 2 + ("lane",) * 3 + ("any",)
 
@@ -328,6 +331,8 @@ class _Run:
             bag = bag or dice.sample(FAULTS, len(FAULTS))
             kind = bag.pop()
             everybody = dice.random() < ALL_SHARE
+            self._payments.hurry()
+            await trio.sleep(dice.uniform(*IN_FLIGHT_S))
             if kind == "kill":
                 chosen = self._house.daemons if everybody else [dice.choice(self._house.daemons)]
                 with trio.CancelScope(shield=True):  # whatever was killed is started again

@@ -10,6 +10,9 @@ from rich.table import Table
 from ledgerd_loadtest.report import machine
 from ledgerd_loadtest.soak import Findings, Plan
 
+LINE_SHOWN = 300
+"""Characters of a log line; the JSON file has all of it."""
+
 
 def as_json(findings: Findings, plan: Plan) -> bytes:
     """Everything."""
@@ -24,7 +27,7 @@ def show(findings: Findings, plan: Plan, console: Console) -> None:
     for name, values in findings.resident_mib.items():
         console.print(f"{name}: resident MiB before and after the faults: {', '.join(map(str, values))}")
     for line in findings.errors_logged:
-        console.print(f"logged as an error: {line}", style="yellow", markup=False)
+        console.print(f"logged as an error: {line[:LINE_SHOWN]}", style="yellow", markup=False)
     if findings.problems:
         console.print(f"[bold red]Wrong.[/bold red] Repeat it with --seed {plan.seed}:")
         for problem in findings.problems:

@@ -24,7 +24,10 @@ IN_FLIGHT_MAX = 64
 """Transfers that wait for their answer at once; while a daemon is away, they wait and no more are sent."""
 
 BURSTS = (1, 1, 1, 1, 6)
-"""Transfers sent at once: now and then several, so that a daemon that dies leaves something unanswered."""
+"""Transfers sent at once: mostly one, now and then several."""
+
+HURRIED = 24
+"""Transfers sent at once just before something is broken, so that it leaves some of them unanswered."""
 
 AMOUNT_MINOR_MAX = 999
 ASK_AGAIN_S = 0.2
@@ -50,6 +53,7 @@ class Payments:
         self.unknown = 0
         self.replayed = 0
         self.asked_again = 0
+        self._hurry = trio.Event()
         self._clients = clients
         self._accounts = accounts
         self._dice = dice
@@ -59,14 +63,20 @@ class Payments:
         """Transfers answered as posted."""
         return sum(transfer.versions is not None for transfer in self.sent.values())
 
+    def hurry(self) -> None:
+        """Send many at once, now."""
+        self._hurry.set()
+
     async def run(self, rate_per_s: float, seconds: float, phase: str) -> None:
         """Send for so long; returns when everything sent is answered."""
         room = trio.Semaphore(IN_FLIGHT_MAX)
         until = trio.current_time() + seconds
         async with trio.open_nursery() as nursery:
             while trio.current_time() < until:
-                await trio.sleep(self._dice.expovariate(rate_per_s * len(BURSTS) / sum(BURSTS)))
-                for _ in range(self._dice.choice(BURSTS)):
+                with trio.move_on_after(self._dice.expovariate(rate_per_s * len(BURSTS) / sum(BURSTS))) as pause:
+                    await self._hurry.wait()
+                self._hurry = trio.Event()
+                for _ in range(self._dice.choice(BURSTS) if pause.cancelled_caught else HURRIED):
                     await room.acquire()
                     nursery.start_soon(self._pay, room, phase)
 

@@ -9,6 +9,7 @@ import asyncpg
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from ledgerd.config import Config
 from ledgerd.engine.ports import Posted, Refused, StorageUnavailable
@@ -101,6 +102,35 @@ async def test_between_two_generations_the_books_are_unavailable_and_their_facts
     assert books.facts().epoch
     with pytest.raises(StorageUnavailable) as refused:
         await books.user(1)
+    assert refused.value.applied is False
+
+
+async def test_who_waits_for_a_connection_when_the_generation_ends_is_told_that_it_is_unavailable(
+    database: Database, nursery: trio.Nursery
+) -> None:
+    books = PostgresBooks()
+    refusals: list[StorageUnavailable] = []
+
+    async def read() -> None:
+        with pytest.raises(StorageUnavailable) as refused:
+            await books.user(1)
+        refusals.append(refused.value)
+
+    async with open_desk(database, books, readers=1) as desk:
+        assert books._readers is not None
+        async with books._readers._limiter:
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            desk.generation.crossing.break_off(ConnectionError("lost"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert [refusal.applied for refusal in refusals] == [False]
+
+
+async def test_a_call_on_the_loop_of_a_generation_that_is_over_is_refused(database: Database) -> None:
+    async with open_desk(database) as desk:
+        lane = desk.generation.lanes[0]
+    with pytest.raises(StorageUnavailable) as refused:
+        await lane._crossing.run(lambda: lane._connection.fetch("SELECT 1"), lane._connection)
     assert refused.value.applied is False
 
 
