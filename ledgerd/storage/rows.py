@@ -29,35 +29,7 @@ def record(row: Any) -> Record:
     """A row of ledgerd.records."""
     kind = row["kind"]
     change = moved(kind, row["amount"])
-    sides = []
-    if row["debit_version"] is not None:
-        sides.append(
-            Side(
-                account_id=row["debit_account"],
-                user_id=row["debit_user"],
-                direction="debit",
-                version=row["debit_version"],
-                balance=row["debit_balance"],
-                held=row["debit_held"],
-                available=row["debit_available"],
-                balance_change=-change,
-                held_change=row["held_change"],
-            )
-        )
-    if row["credit_version"] is not None:
-        sides.append(
-            Side(
-                account_id=row["credit_account"],
-                user_id=row["credit_user"],
-                direction="credit",
-                version=row["credit_version"],
-                balance=row["credit_balance"],
-                held=row["credit_held"],
-                available=row["credit_available"],
-                balance_change=change,
-                held_change=0,
-            )
-        )
+    sides = (_side(row, "debit", -change, row["held_change"]), _side(row, "credit", change, 0))
     return Record(
         transaction_id=str(row["transaction_id"]),
         kind=kind,
@@ -67,12 +39,29 @@ def record(row: Any) -> Record:
         scale=row["scale"],
         debit_account=_account(row["debit_account"]),
         credit_account=_account(row["credit_account"]),
-        sides=tuple(sides),
+        sides=tuple(side for side in sides if side is not None),
         reference=row["reference"],
         reason=row["reason"],
         metadata=row["metadata"],
         created_at=time_text(row["created_at"]),
         actor=ActorInfo(row["token_id"], row["actor_user"], tuple(sorted(row["actor_scopes"] or ()))),
+    )
+
+
+def _side(row: Any, direction: str, change: int, held_change: int) -> Side | None:
+    """One side of a row of ledgerd.records; None if it took no version."""
+    if row[f"{direction}_version"] is None:
+        return None
+    return Side(
+        account_id=row[f"{direction}_account"],
+        user_id=row[f"{direction}_user"],
+        direction=direction,
+        version=row[f"{direction}_version"],
+        balance=row[f"{direction}_balance"],
+        held=row[f"{direction}_held"],
+        available=row[f"{direction}_available"],
+        balance_change=change,
+        held_change=held_change,
     )
 
 
