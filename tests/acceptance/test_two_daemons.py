@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from contextlib import AsyncExitStack
 from decimal import Decimal
 from random import Random
@@ -210,3 +211,29 @@ async def test_a_listener_that_is_killed_is_replaced_and_no_change_is_missed(ser
             await other.credit(account_id=account, amount="1.00", currency="USD")
         for feed in (everything, mine):
             assert await updates(feed, 5) == [(account, version) for version in range(1, 6)]
+
+
+@pytest.mark.parametrize("feed", ["notify", "poll"])
+async def test_a_paused_daemon_delivers_what_it_slept_through(serve, new_auditor, feed):
+    awake, paused = serve(LEDGERD_FEED=feed), serve(LEDGERD_FEED=feed)
+    async with (
+        open_client(awake.url, token=awake.token) as writer,
+        open_client(paused.url, token=paused.token) as reader,
+    ):
+        account = (await writer.call("user_register", name="Ann")).account.account_id
+        auditor = new_auditor()
+        async with reader.subscribe("balances", account_ids=[account]) as events, trio.open_nursery() as nursery:
+            await nursery.start(auditor.run, events)
+            await writer.credit(account_id=account, amount="1.00", currency="USD")
+            await auditor.until(account, 1)
+            paused.process.send_signal(signal.SIGSTOP)
+            try:
+                for _ in range(30):
+                    await writer.credit(account_id=account, amount="1.00", currency="USD")
+                assert auditor.of(account)[-1].version == 1
+            finally:
+                paused.process.send_signal(signal.SIGCONT)
+            await auditor.until(account, 31)
+            nursery.cancel_scope.cancel()
+        assert [update.version for update in auditor.of(account)] == list(range(1, 32))
+        assert reader.connections == 1
