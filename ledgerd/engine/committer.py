@@ -154,6 +154,18 @@ class Committer:
             self._idle.unpark()
 
     async def _send(self, lane: Lane, call: Call) -> None:
+        outcomes = await self._post(lane, call)
+        if outcomes is None:
+            return
+        if self._waiting and self._idle:
+            # Answering takes as long as Postgres needs for the next call: let an idle lane send that first. Its
+            # answer cannot overtake ours, because it comes through the event loop once more and we do not.
+            self._wake()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        self._finish(call, outcomes)
+
+    async def _post(self, lane: Lane, call: Call) -> list[list[Outcome]] | None:
+        """Make the call; what came of it, or None if it was refused as a whole and its units are dealt with."""
         self._begin(call)
         try:
             outcomes = await lane.post(call.units, resent=call.lost)
@@ -161,32 +173,24 @@ class Committer:
         except StorageUnavailable as error:
             _UNAVAILABLE.inc()
             self._recover(call, unknown=error.applied is None)
-            self._end(call)
             raise
         except CallRefused as error:
             _REFUSED.inc()
             self._isolate(call, error)
-            self._end(call)
+            return None
         except Exception:
             # A bug between here and the database. It ends the generation; nobody may be left waiting for it.
             for unit in call.units:
                 self._refuse(unit, ErrorCode.INTERNAL_ERROR, applied=None)
-            self._end(call)
             raise
         except BaseException:
             # Cancelled: the generation ends because of another lane, and this call may be committed all the same.
             self._recover(call, unknown=True)
-            self._end(call)
             raise
-        else:
-            _OK.inc()
+        finally:
             self._end(call)
-            if self._waiting and self._idle:
-                # Answering takes as long as Postgres needs for the next call: let an idle lane send that first. Its
-                # answer cannot overtake ours, because it comes through the event loop once more and we do not.
-                self._wake()
-                await trio.lowlevel.cancel_shielded_checkpoint()
-            self._finish(call, outcomes)
+        _OK.inc()
+        return outcomes
 
     def _begin(self, call: Call) -> None:
         call.sent_at = trio.current_time()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 from uuid import UUID
 
 import trio
@@ -11,31 +10,9 @@ import trio.testing
 
 from ledgerd.engine.ports import Command, Outcome, Posted, Refused
 from ledgerd_protocol.errors import ErrorCode
+from tests.gateway.commands import MINE, OTHERS, answers, ask, debit
 from tests.gateway.fake_books import record, side
-from tests.gateway.fakes import Client, eventually, open_door
-
-BATCH_ID = "01890000-0000-7000-8000-000000000000"
-MINE, OTHERS = 11, 12
-
-
-def debit(number: Any, **params: Any) -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "id": number, "method": "debit", "params": {"account_id": MINE, "amount": "1", **params}}
-
-
-def ask(number: Any, method: str, **params: Any) -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
-
-
-def item(**params: Any) -> dict[str, Any]:
-    return {"method": "debit", "params": {"account_id": MINE, "amount": "1", **params}}
-
-
-async def answers(client: Client, members: list[Any]) -> list[Any]:
-    await client.send(members)
-    reply = await client.receive()
-    assert isinstance(reply, list)
-    return reply
-
+from tests.gateway.fakes import eventually, open_door
 
 # -- JSON-RPC batches -------------------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ FOR_NOBODY = (
     "SELECT cursor_key FROM ledgerd.settings",
     "SELECT clock_offset FROM ledgerd.settings",
     "SELECT * FROM ledgerd.settings",
-    "SELECT ledgerd.ensure_currency('XXX', 2)",
+    "SELECT ledgerd.ensure_currency('EUR', 2)",
     "SELECT ledgerd.clock()",
     "CREATE TABLE ledgerd.mine (n integer)",
     "CREATE FUNCTION ledgerd.mine() RETURNS integer LANGUAGE sql RETURN 1",
