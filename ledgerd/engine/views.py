@@ -24,7 +24,7 @@ from ledgerd.engine.ports import (
     TokenState,
     UserState,
 )
-from ledgerd_protocol import events, messages
+from ledgerd_protocol import events, results
 from ledgerd_protocol.errors import LedgerError
 from ledgerd_protocol.money import to_text
 
@@ -61,10 +61,10 @@ def transaction_view(
     *,
     replayed: bool = False,
     attempts: Sequence[AttemptState] | None = None,
-) -> messages.Transaction:
+) -> results.Transaction:
     """A transaction as this caller sees it: entries of visible accounts only, the actor for operators only."""
     scale = record.scale
-    return messages.Transaction(
+    return results.Transaction(
         transaction_id=record.transaction_id,
         kind=record.kind,
         status=record.status,
@@ -83,9 +83,9 @@ def transaction_view(
     )
 
 
-def _entry(side: Side, scale: int) -> messages.Entry:
+def _entry(side: Side, scale: int) -> results.Entry:
     balance = to_text(side.balance, scale)
-    return messages.Entry(
+    return results.Entry(
         account_id=side.account_id,
         direction=cast("Literal['debit', 'credit']", side.direction),
         balance_change=to_text(side.balance_change, scale),
@@ -97,13 +97,13 @@ def _entry(side: Side, scale: int) -> messages.Entry:
     )
 
 
-def _actor(record: Record) -> messages.Actor:
+def _actor(record: Record) -> results.Actor:
     actor = record.actor
-    return messages.Actor(token_id=actor.token_id, user_id=actor.user_id, scopes=list(actor.scopes))
+    return results.Actor(token_id=actor.token_id, user_id=actor.user_id, scopes=list(actor.scopes))
 
 
-def _attempt(attempt: AttemptState) -> messages.Attempt:
-    return messages.Attempt(attempt_id=attempt.attempt_id, reason=attempt.code.text, created_at=attempt.created_at)
+def _attempt(attempt: AttemptState) -> results.Attempt:
+    return results.Attempt(attempt_id=attempt.attempt_id, reason=attempt.code.text, created_at=attempt.created_at)
 
 
 def update_event(record: Record, side: Side, *, skipped: int = 0, position: str | UnsetType = UNSET) -> events.Update:
@@ -144,10 +144,10 @@ def account_start(state: AccountState, *, resumed: bool = False, reason: str | N
 # -- everything else ----------------------------------------------------------------------------------------------
 
 
-def account_view(state: AccountState) -> messages.Account:
+def account_view(state: AccountState) -> results.Account:
     """An account with its amounts as text."""
     scale = state.scale
-    return messages.Account(
+    return results.Account(
         account_id=state.account_id,
         user_id=state.user_id,
         currency=state.currency,
@@ -162,10 +162,10 @@ def account_view(state: AccountState) -> messages.Account:
     )
 
 
-def balance_view(state: BalanceState) -> messages.Balance:
+def balance_view(state: BalanceState) -> results.Balance:
     """A balance with its amounts as text."""
     scale = state.scale
-    return messages.Balance(
+    return results.Balance(
         account_id=state.account_id,
         user_id=state.user_id,
         balance=to_text(state.balance, scale),
@@ -177,16 +177,16 @@ def balance_view(state: BalanceState) -> messages.Balance:
     )
 
 
-def user_view(state: UserState) -> messages.User:
+def user_view(state: UserState) -> results.User:
     """A user."""
-    return messages.User(
+    return results.User(
         user_id=state.user_id, name=state.name, email=state.email, status=state.status, created_at=state.created_at
     )
 
 
-def token_view(state: TokenState, secret: str | UnsetType = UNSET) -> messages.TokenInfo:
+def token_view(state: TokenState, secret: str | UnsetType = UNSET) -> results.TokenInfo:
     """A token; ``secret`` only in the answer that made it."""
-    return messages.TokenInfo(
+    return results.TokenInfo(
         token_id=state.token_id,
         user_id=state.user_id,
         account_id=state.account_id,

@@ -12,7 +12,7 @@ from ledgerd.engine.ports import AccountFacts, AccountRef, Principal, Refused
 from ledgerd.gateway.authentication import expired
 from ledgerd.gateway.call import Call
 from ledgerd_protocol.errors import ErrorCode, LedgerError
-from ledgerd_protocol.messages import Method
+from ledgerd_protocol.methods import Method
 from ledgerd_protocol.money import iso_scale
 
 STRANGE_ACCOUNT = Refused(code=ErrorCode.NOT_FOUND, data={"resource": "account"})

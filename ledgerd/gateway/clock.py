@@ -31,7 +31,7 @@ def text_of(seconds: float) -> str:
 def parse_time(text: str, pointer: str) -> datetime:
     """A time that a client wrote, in UTC.
 
-    The pattern of `ledgerd_protocol.messages.Time` has matched, so it has an offset. Raises LedgerError
+    The pattern of `ledgerd_protocol.fields.Time` has matched, so it has an offset. Raises LedgerError
     ``invalid_params`` at ``pointer`` for a time that does not exist.
     """
     try:

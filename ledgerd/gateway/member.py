@@ -13,7 +13,7 @@ from ledgerd.gateway.orders import Orders
 from ledgerd.metrics import REQUEST_SECONDS, REQUESTS
 from ledgerd_protocol.codec import Request, encode_error, encode_result
 from ledgerd_protocol.errors import ErrorCode, LedgerError
-from ledgerd_protocol.messages import METHODS, Method
+from ledgerd_protocol.methods import METHODS, Method
 
 ENVELOPE_BYTES = len('{"jsonrpc":"2.0","id":,"result":},')
 

@@ -19,7 +19,8 @@ from ledgerd_loadtest.commands import CURRENCY
 from ledgerd_loadtest.socket_client import SocketClient, text_frame
 from ledgerd_protocol.codec import Reply, decode_reply, encode_request
 from ledgerd_protocol.errors import LedgerError
-from ledgerd_protocol.messages import METHODS, Account, BatchResult, Page, Registered, TokenInfo
+from ledgerd_protocol.methods import METHODS
+from ledgerd_protocol.results import Account, BatchResult, Page, Registered, TokenInfo
 
 T = TypeVar("T")
 

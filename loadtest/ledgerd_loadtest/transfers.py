@@ -17,8 +17,8 @@ from ledgerd_protocol.call import PASSING, OutcomeUnknown
 from ledgerd_protocol.client import Client, open_client
 from ledgerd_protocol.connection import Retry
 from ledgerd_protocol.errors import LedgerError
-from ledgerd_protocol.messages import Transaction
 from ledgerd_protocol.money import to_text
+from ledgerd_protocol.results import Transaction
 
 IN_FLIGHT_MAX = 64
 """Transfers that wait for their answer at once; while a daemon is away, they wait and no more are sent."""

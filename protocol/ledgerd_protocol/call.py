@@ -8,7 +8,7 @@ from typing import Any
 import uuid_utils
 from msgspec import Raw
 
-from ledgerd_protocol import messages
+from ledgerd_protocol import methods
 from ledgerd_protocol.codec import encode_request
 from ledgerd_protocol.errors import ErrorCode
 
@@ -92,7 +92,7 @@ def is_read(method: str) -> bool:
 
 def with_id(method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
     """The parameters of a command with the id that makes it safe to send twice; chosen here if the caller did not."""
-    known = messages.METHODS.get(method)
+    known = methods.METHODS.get(method)
     name = "batch_id" if method == "transaction_batch" else "transaction_id"
     if known is None or not known.money or method == "transaction_cancel" or params.get(name) is not None:
         return params

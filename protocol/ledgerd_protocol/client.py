@@ -38,7 +38,7 @@ import trio
 from msgspec import Raw, Struct
 from trio_websocket import CloseReason, ConnectionClosed, ConnectionRejected, HandshakeError, WebSocketConnection
 
-from ledgerd_protocol import messages
+from ledgerd_protocol import methods, results
 from ledgerd_protocol.call import PASSING, SENDS_MAX, Call, Lost, OutcomeUnknown, is_read, with_id
 from ledgerd_protocol.codec import BadReply, Notification, Reply, decode_reply
 from ledgerd_protocol.connection import (
@@ -111,7 +111,7 @@ class Client:
         Raises LedgerError (the daemon refuses), OutcomeUnknown, CannotConnect, ConnectionEnded.
         """
         raw = await self.call_raw(method, params)
-        known = messages.METHODS.get(method)
+        known = methods.METHODS.get(method)
         return msgspec.json.decode(raw, type=Any if known is None else known.result)
 
     async def call_raw(self, method: str, params: Mapping[str, Any]) -> Raw:
@@ -182,21 +182,21 @@ class Client:
         elif method == "session_logout":
             self._token = None
 
-    async def credit(self, **params: Any) -> messages.Transaction:
+    async def credit(self, **params: Any) -> results.Transaction:
         """Money into an account from outside; see `messages.Credit`."""
-        return cast("messages.Transaction", await self.call("credit", **params))
+        return cast("results.Transaction", await self.call("credit", **params))
 
-    async def debit(self, **params: Any) -> messages.Transaction:
+    async def debit(self, **params: Any) -> results.Transaction:
         """Money out of an account to the outside; see `messages.Debit`."""
-        return cast("messages.Transaction", await self.call("debit", **params))
+        return cast("results.Transaction", await self.call("debit", **params))
 
-    async def transfer(self, **params: Any) -> messages.Transaction:
+    async def transfer(self, **params: Any) -> results.Transaction:
         """Money between two accounts; see `messages.Transfer`."""
-        return cast("messages.Transaction", await self.call("transfer", **params))
+        return cast("results.Transaction", await self.call("transfer", **params))
 
-    async def balance(self, **params: Any) -> messages.Balance:
+    async def balance(self, **params: Any) -> results.Balance:
         """A balance, now or as it was; see `messages.BalanceGet`."""
-        return cast("messages.Balance", await self.call("balance_get", **params))
+        return cast("results.Balance", await self.call("balance_get", **params))
 
     # -- feeds -------------------------------------------------------------------------------------------------------
 

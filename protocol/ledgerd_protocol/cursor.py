@@ -17,7 +17,7 @@ from typing import Any
 from msgspec import UNSET
 
 from ledgerd_protocol.events import AccountAdded, AccountStart, Event, Live, Start, TransactionEvent, Update
-from ledgerd_protocol.messages import Entry
+from ledgerd_protocol.results import Entry
 
 
 class FeedGap(Exception):

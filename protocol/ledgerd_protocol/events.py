@@ -10,7 +10,7 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from ledgerd_protocol.messages import Transaction
+from ledgerd_protocol.results import Transaction
 
 
 class AccountStart(Struct, frozen=True, omit_defaults=True, rename={"origin": "from"}):

@@ -14,9 +14,10 @@ from typing import Any
 
 import msgspec
 
-from ledgerd_protocol import events, messages
+from ledgerd_protocol import events, results
 from ledgerd_protocol.errors import ErrorCode
-from ledgerd_protocol.messages import METHODS, Method, Page
+from ledgerd_protocol.methods import METHODS, Method
+from ledgerd_protocol.results import Page
 
 OPENRPC_VERSION = "1.3.2"
 PROTOCOL_VERSION = "1.0.0"
@@ -24,9 +25,9 @@ PROTOCOL_VERSION = "1.0.0"
 
 _REF = "#/components/schemas/{name}"
 _PAGE_ITEMS = {
-    "account_list": messages.Account,
-    "token_list": messages.TokenInfo,
-    "transaction_list": messages.Transaction,
+    "account_list": results.Account,
+    "token_list": results.TokenInfo,
+    "transaction_list": results.Transaction,
 }
 _EVENTS = (
     events.Start,

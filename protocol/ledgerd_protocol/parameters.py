@@ -22,7 +22,8 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from ledgerd_protocol.errors import ErrorCode, LedgerError
-from ledgerd_protocol.messages import BATCH_ITEMS_MAX, BATCHABLE, METHODS, Method, Params, TransactionBatch
+from ledgerd_protocol.messages import BATCH_ITEMS_MAX, Params, TransactionBatch
+from ledgerd_protocol.methods import BATCHABLE, METHODS, Method
 from ledgerd_protocol.problems import PROBLEMS_MAX, Problem, breaks_rule, problems_of, rule_of
 
 _ARRAY = msgspec.json.Decoder(list[Raw])

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import trio
 
-from ledgerd_protocol.messages import METHODS
+from ledgerd_protocol.methods import METHODS
 from tests.acceptance.javascript import CLIENT, NODE, arguments, environment, said_by
 
 

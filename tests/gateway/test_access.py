@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ledgerd.engine.ports import AccountRef
-from ledgerd_protocol.messages import ANYBODY, METHODS
+from ledgerd_protocol.methods import ANYBODY, METHODS
 from tests.gateway.fakes import Client, Door, open_door
 
 MINE, OTHERS, MINE_IN_EUR, NOBODYS = 11, 12, 13, 99

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from ledgerd_protocol.cursor import Cursor, FeedGap
 from ledgerd_protocol.events import AccountAdded, AccountStart, Heartbeat, Live, Start, TransactionEvent, Update
-from ledgerd_protocol.messages import Entry, Transaction
+from ledgerd_protocol.results import Entry, Transaction
 
 
 def account(account_id: int, version: int, origin: str = "snapshot") -> AccountStart:

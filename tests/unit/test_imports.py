@@ -49,7 +49,10 @@ ONLY_IN: dict[str, set[str]] = {
 EXCEPTIONS = {("ledgerd_loadtest.baseline", "asyncpg"), ("ledgerd_loadtest.baseline", "asyncio")}
 """The baseline measures what Postgres does without the daemon."""
 
-PURE = ("codec", "errors", "events", "messages", "metadata", "money", "openrpc", "parameters", "problems", "replies")
+PURE = (
+    "codec", "errors", "events", "fields", "messages", "metadata", "methods", "money", "openrpc", "parameters",
+    "problems", "replies", "results",
+)  # fmt: skip
 PURE_LIBRARIES = {
     "msgspec", "iso4217", "__future__", "collections", "difflib", "enum", "functools", "inspect", "itertools", "json",
     "operator", "pathlib", "re", "sys", "types", "typing",

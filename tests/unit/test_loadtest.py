@@ -32,8 +32,9 @@ from ledgerd_loadtest.socket_client import ConnectionFailed, FrameReader, masked
 from ledgerd_loadtest.target import DaemonFile
 from ledgerd_protocol.codec import Limits, decode_frame, decode_params
 from ledgerd_protocol.codec import Request as Decoded
-from ledgerd_protocol.messages import METHODS, TransactionBatch
+from ledgerd_protocol.messages import TransactionBatch
 from ledgerd_protocol.messages import Transfer as TransferParams
+from ledgerd_protocol.methods import METHODS
 
 TRANSFER = Transfer("01890000-0000-7000-8000-000000000001", 7, 8)
 OTHER = Transfer("01890000-0000-7000-8000-000000000002", 8, 9)

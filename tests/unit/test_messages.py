@@ -13,16 +13,9 @@ from hypothesis import strategies as st
 
 from ledgerd_protocol import messages
 from ledgerd_protocol.errors import ErrorCode, LedgerError
-from ledgerd_protocol.messages import (
-    BATCHABLE,
-    METHODS,
-    CurrencyCode,
-    Email,
-    Params,
-    Time,
-    TransactionId,
-    is_transaction_id,
-)
+from ledgerd_protocol.fields import CurrencyCode, Email, Time, TransactionId, is_transaction_id
+from ledgerd_protocol.messages import Params
+from ledgerd_protocol.methods import BATCHABLE, METHODS
 
 SCOPES = {"read", "user", "topup", "service", "operator"}
 MOVES_MONEY = {"credit", "debit", "transfer", "transaction_batch", "transaction_cancel", "account_set_limit"}

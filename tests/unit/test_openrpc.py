@@ -11,7 +11,7 @@ import pytest
 
 from ledgerd_protocol import openrpc
 from ledgerd_protocol.errors import ErrorCode
-from ledgerd_protocol.messages import METHODS
+from ledgerd_protocol.methods import METHODS
 
 DOCUMENT = openrpc.document()
 SCHEMA_TYPES = {"string", "number", "integer", "object", "array", "boolean", "null"}

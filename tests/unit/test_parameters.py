@@ -14,7 +14,6 @@ from msgspec import UNSET
 from ledgerd_protocol.errors import ErrorCode, LedgerError
 from ledgerd_protocol.messages import (
     BATCH_ITEMS_MAX,
-    METHODS,
     BalanceGet,
     Credit,
     LedgerSubscribe,
@@ -24,6 +23,7 @@ from ledgerd_protocol.messages import (
     TransactionBatch,
     Transfer,
 )
+from ledgerd_protocol.methods import METHODS
 from ledgerd_protocol.parameters import decode_items, decode_params
 from ledgerd_protocol.problems import PROBLEMS_MAX, problems_of
 

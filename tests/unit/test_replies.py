@@ -26,7 +26,8 @@ from ledgerd_protocol.codec import (
     encode_result,
 )
 from ledgerd_protocol.errors import ErrorCode, LedgerError
-from ledgerd_protocol.messages import METHODS, Transfer
+from ledgerd_protocol.messages import Transfer
+from ledgerd_protocol.methods import METHODS
 
 LIMITS = Limits(message_bytes_max=262_144, depth_max=32, batch_members_max=1_000)
 

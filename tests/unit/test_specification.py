@@ -13,7 +13,9 @@ from ledgerd.config import Config
 from ledgerd_protocol.codec import Limits, Notification, Reply, Request, decode_frame, decode_params, decode_reply
 from ledgerd_protocol.errors import ErrorCode
 from ledgerd_protocol.events import Event
-from ledgerd_protocol.messages import METHODS, SubscribeOptions, Transaction
+from ledgerd_protocol.messages import SubscribeOptions
+from ledgerd_protocol.methods import METHODS
+from ledgerd_protocol.results import Transaction
 
 TEXT = (Path(__file__).parents[2] / "protocol" / "README.md").read_text(encoding="utf-8")
 LIMITS = Limits(message_bytes_max=262_144, depth_max=32, batch_members_max=1_000)

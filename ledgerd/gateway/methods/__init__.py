@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ledgerd.gateway.call import Handler
 from ledgerd.gateway.methods import accounts, money, sessions, subscriptions, system, transactions, users
-from ledgerd_protocol.messages import METHODS
+from ledgerd_protocol.methods import METHODS
 
 HANDLERS: dict[str, Handler] = {
     **system.METHODS,

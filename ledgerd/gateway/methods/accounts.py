@@ -13,7 +13,8 @@ from ledgerd.gateway.clock import now_text, utc_text
 from ledgerd.gateway.methods.money import ACCOUNT_BYTES_MAX
 from ledgerd.gateway.methods.pages import page_of
 from ledgerd_protocol.errors import ErrorCode, LedgerError
-from ledgerd_protocol.messages import Account, AccountGet, AccountList, AccountOpen, Balance, BalanceGet, Page
+from ledgerd_protocol.messages import AccountGet, AccountList, AccountOpen, BalanceGet
+from ledgerd_protocol.results import Account, Balance, Page
 
 MIN_VERSION_POLL_S = 0.05
 """Between two looks at an account that has not reached the wanted version."""

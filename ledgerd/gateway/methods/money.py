@@ -21,24 +21,19 @@ from ledgerd.gateway.access import not_found, other_ref, own_ref, seen_account
 from ledgerd.gateway.call import Call, Money, Plan
 from ledgerd_protocol.codec import canonical_metadata, decode_items
 from ledgerd_protocol.errors import ErrorCode, LedgerError
+from ledgerd_protocol.fields import ID_MAX
 from ledgerd_protocol.messages import (
-    ID_MAX,
-    Account,
     AccountSetLimit,
-    Actor,
-    BatchOutcome,
-    BatchResult,
     Credit,
     Debit,
-    Entry,
     MoneyParams,
     Params,
-    Transaction,
     TransactionBatch,
     TransactionCancel,
     Transfer,
 )
 from ledgerd_protocol.money import amount_text
+from ledgerd_protocol.results import Account, Actor, BatchOutcome, BatchResult, Entry, Transaction
 
 # -- how large an answer can get --------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from msgspec import Raw
 
 from ledgerd.gateway.call import Call
 from ledgerd_protocol.errors import ErrorCode, LedgerError
-from ledgerd_protocol.messages import Page
+from ledgerd_protocol.results import Page
 
 Row = TypeVar("Row")
 

@@ -10,7 +10,8 @@ from ledgerd.gateway.authentication import new_secret, principal_of, secret_hash
 from ledgerd.gateway.call import Call, Read
 from ledgerd.gateway.clock import now_s, text_of
 from ledgerd_protocol.errors import ErrorCode, LedgerError
-from ledgerd_protocol.messages import Nothing, Revoked, Session, SessionAuthenticate, SessionLogin, SessionLogout
+from ledgerd_protocol.messages import Nothing, SessionAuthenticate, SessionLogin, SessionLogout
+from ledgerd_protocol.results import Revoked, Session
 
 _NOBODY = Session(authenticated=False, user=None, account_id=None, scopes=[], expires_at=None)
 

@@ -11,9 +11,10 @@ from msgspec import Raw
 import ledgerd
 from ledgerd.gateway.call import Call, Now
 from ledgerd.gateway.clock import now_text
-from ledgerd_protocol.messages import METHODS as METHOD_TABLE
-from ledgerd_protocol.messages import CurrencyInfo, Nothing, Pong, SystemInfo, SystemPing
+from ledgerd_protocol.messages import Nothing, SystemPing
+from ledgerd_protocol.methods import METHODS as METHOD_TABLE
 from ledgerd_protocol.openrpc import document
+from ledgerd_protocol.results import CurrencyInfo, Pong, SystemInfo
 
 PROTOCOL = "ledgerd.v1"
 

@@ -14,7 +14,8 @@ from ledgerd.gateway.clock import now_text, utc_text
 from ledgerd.gateway.methods.money import TRANSACTION_BYTES_MAX
 from ledgerd.gateway.methods.pages import page_of
 from ledgerd_protocol.errors import ErrorCode, LedgerError
-from ledgerd_protocol.messages import Page, Transaction, TransactionGet, TransactionList
+from ledgerd_protocol.messages import TransactionGet, TransactionList
+from ledgerd_protocol.results import Page, Transaction
 
 ATTEMPTS_SHOWN_MAX = 100
 _ATTEMPT_BYTES_MAX = 160

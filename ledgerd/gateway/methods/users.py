@@ -12,18 +12,8 @@ from ledgerd.gateway.call import Call, Read
 from ledgerd.gateway.clock import now_s, now_text, parse_time
 from ledgerd.gateway.methods.pages import page_of
 from ledgerd_protocol.errors import ErrorCode, LedgerError
-from ledgerd_protocol.messages import (
-    Page,
-    Registered,
-    Revoked,
-    TokenCreate,
-    TokenInfo,
-    TokenList,
-    TokenRevoke,
-    User,
-    UserGet,
-    UserRegister,
-)
+from ledgerd_protocol.messages import TokenCreate, TokenList, TokenRevoke, UserGet, UserRegister
+from ledgerd_protocol.results import Page, Registered, Revoked, TokenInfo, User
 
 # -- users ------------------------------------------------------------------------------------------------------------
 
