@@ -23,6 +23,7 @@ from rich.table import Table
 from ledgerd import __version__
 from ledgerd.exits import EXIT_CODES, Exit, Failed, database_errors, leaves
 from ledgerd.remote import HERE, TALK, Door, call_once, members_of
+from ledgerd.report_command import report
 from ledgerd.terminal import stdout, write, write_json
 from ledgerd.token_commands import token_app
 
@@ -42,6 +43,7 @@ app = App(
     name="ledgerd", help=_HELP, version=f"ledgerd {__version__}", version_flags=["--version"], help_format="markdown"
 )
 app.command(token_app)
+app.command(report, group=TALK)
 
 
 # -- shared options ------------------------------------------------------------------------------------------------
@@ -81,22 +83,33 @@ def _settings(layers: Layers, **flags: str | None) -> Any:
 
 
 @app.command(group=_RUN)
-def demo() -> None:
+def demo(*, advances: Annotated[bool, Parameter(negative=())] = False) -> None:
     """Play a short scene on a ledger of its own, and clean up.
 
     Starts a private PostgreSQL in a temporary directory, the daemon, and two users who move money over WebSockets.
     Takes a few seconds.
 
     Example: `ledgerd demo`
+
+    Parameters
+    ----------
+    advances
+        Another scene: an advance and the twelve weeks in which it is paid back, with time moved on week by week. Ends
+        with exit code 0 only if every payment was taken exactly once.
     """
-    from ledgerd.demo import run_demo
+    from ledgerd.demo import run_demo, short_scene
+    from ledgerd.demo_advances import COLLECT_INTERVAL_S, twelve_weeks
     from ledgerd.dev import sigterm_ends
     from ledgerd.logs import configure
     from ledgerd.settings import load
 
     configure("error")
     with sigterm_ends():
-        run_demo(load({"listen": "127.0.0.1:0", "http": "127.0.0.1:0"}, {}), stdout())
+        given = {"listen": "127.0.0.1:0", "http": "127.0.0.1:0"}
+        if advances:
+            given["collect_interval_s"] = str(COLLECT_INTERVAL_S)
+        settings = load(given, {})
+        run_demo(settings, stdout(), twelve_weeks if advances else short_scene)
 
 
 @app.command(group=_RUN)
@@ -105,6 +118,7 @@ def dev(
     data: Path = Path(".ledgerd"),
     listen: str | None = None,
     http: str | None = None,
+    clock_speed: float = 1,
     layers: Layers = NONE_GIVEN,
 ) -> None:
     """Run a ledger on this machine, with a private PostgreSQL that keeps its data.
@@ -122,11 +136,14 @@ def dev(
         WebSocket address, HOST:PORT. Port 0 takes any free one.
     http
         Address of health and metrics, HOST:PORT.
+    clock_speed
+        How many times as fast time passes for holds and advances. What has passed stays passed.
     """
     from ledgerd import dev as development
     from ledgerd.logs import configure
 
     settings = _settings(layers, listen=listen, http=http)
+    development.check_clock_speed(clock_speed)
     quiet = settings.sources["log_level"] == "default"
     configure("warning" if quiet else settings.config.log_level)
     console = stdout()
@@ -134,9 +151,10 @@ def dev(
 
         def on_ready(ready: Any) -> None:
             development.note_state(house, ready)
-            development.announce(house, ready, console)
+            development.announce(house, ready, console, clock_speed)
 
-        development.serve(house.config, on_ready)
+        with development.clock_of(house, clock_speed):
+            development.serve(house.config, on_ready)
 
 
 @app.command(group=_RUN)
@@ -209,6 +227,41 @@ def migrate(
     for migration in missing:
         write(f"would apply {migration.name}")
     write("nothing changed; run again with --apply" if missing else "nothing to do")
+
+
+@app.command(group=_RUN)
+def verify(
+    *,
+    dsn: str | None = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
+    layers: Layers = NONE_GIVEN,
+) -> None:
+    """Audit a database: does everything that is stored add up? Changes nothing, and stops nobody.
+
+    Reads all accounts, transactions, holds and advances in one snapshot, while daemons go on writing, and compares what
+    can be compared: what came from outside with the sum of all balances, balances with their entries, versions, holds,
+    reversals, bets, batches, advances. Prints a line per check; where one does not hold, the accounts, transactions and
+    advances, the first 20 of each check. Amounts in these lines are minor units (cents). Ends with exit code 0 if
+    everything holds, and 1 if anything does not. Warnings alone do not count.
+
+    The connection may be the daemon's or the owner's. With tens of millions of transactions it takes minutes; until its
+    end vacuum keeps what is replaced meanwhile.
+
+    Example: `LEDGERD_DSN=postgresql://ledgerd@db/bank ledgerd verify`
+
+    Parameters
+    ----------
+    dsn
+        Connection string. Others can read it on the command line: give passwords in LEDGERD_DSN or in a pgpass file.
+    json
+        Print the whole report as one JSON object.
+    """
+    from ledgerd.verify_command import run_verify
+
+    settings = _settings(layers, dsn=dsn)
+    if not settings.config.dsn:
+        raise Failed("which database? Give its connection in LEDGERD_DSN or --dsn", Exit.USAGE)
+    run_verify(settings.config.dsn, json=json)
 
 
 # -- talk to one ---------------------------------------------------------------------------------------------------

@@ -13,6 +13,9 @@ from msgspec import Meta, Struct
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 
+MINOR_UNIT = "minor"
+"""The betting wallet's unit when it is that of each currency itself."""
+
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every limit and timeout of a daemon."""
@@ -35,6 +38,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # money
     default_currency: str = "USD"
     currencies: dict[str, Annotated[int, Meta(ge=0, le=8)]] = {}  # scales beyond ISO 4217; ISO codes need no entry
+
+    # the betting wallet
+    wallet_unit_decimals: Annotated[int, Meta(ge=0, le=8)] | None = None  # None: minor units; 5 for Hub88's suppliers
+    wallet_tokens: Literal["ignore", "check"] = "ignore"  # "check": bets and balances need a token of the user
+
+    advance_installments_max: Annotated[int, Meta(ge=1, le=1_000)] = 60
+    advance_interval_days_max: Annotated[int, Meta(ge=1, le=366)] = 366
 
     # messages and connections
     message_bytes_max: Positive = 262_144
@@ -60,6 +70,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     subscriptions_per_connection_max: Positive = 128
     accounts_per_subscription_max: Positive = 1_000
     resume_max: Positive = 10_000
+    monitors_per_account_max: Positive = 32
+    monitors_max: Positive = 100_000  # of the whole ledger: every daemon keeps all of them in memory
     feed: Literal["notify", "poll"] = "notify"  # how daemons on one database hear of each other's changes
     feed_poll_s: Seconds = 1.0
     hint_interval_s: Seconds = 0.03
@@ -76,6 +88,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     unavailable_after_s: Seconds = 4.0
     directory_entries_max: Positive = 200_000
     min_version_wait_s: Seconds = 2.0
+    expiry_interval_s: Seconds = 1.0  # between two looks for holds whose time is over
+
+    collect_interval_s: Seconds = 1.0  # between two looks for payments of advances that are due
+    reconcile_interval_s: Seconds = 60.0  # between two looks for advances whose sums do not hold
 
     # database
     connect_timeout_s: Seconds = 5.0
@@ -95,3 +111,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         The server ends a call after statement_timeout_s, and one that lost a race is run again within as long.
         """
         return 2 * self.statement_timeout_s
+
+    @property
+    def wallet_unit(self) -> str:
+        """The betting wallet's unit as it is written to the database: `MINOR_UNIT`, or its number of decimals."""
+        return MINOR_UNIT if self.wallet_unit_decimals is None else str(self.wallet_unit_decimals)

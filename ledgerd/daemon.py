@@ -9,6 +9,10 @@
     └── database, supervised     one generation at a time:
         ├── watch                ends the generation when a connection breaks or hangs
         ├── lanes                one task per connection, each posting for whoever waits
+        ├── expirer              ends holds whose time is over
+        ├── collector            takes payments of advances that are due
+        ├── reconciler           looks for advances whose sums do not hold
+        ├── monitors             follows which are set, by whichever daemon
         └── feed                 hears of changes that other daemons committed, and polls for what it did not hear
 
 Sessions outlive generations: while the database is away, commands are answered `unavailable`, readiness is 503, and all
@@ -28,11 +32,14 @@ import trio
 from msgspec import Struct
 
 from ledgerd.config import Config
+from ledgerd.engine.collector import Collector
 from ledgerd.engine.committer import Committer
 from ledgerd.engine.directory import AccountDirectory
+from ledgerd.engine.expirer import Expirer
 from ledgerd.engine.feed import SharedFeed
 from ledgerd.engine.hub import Hub
 from ledgerd.engine.ports import StorageUnavailable
+from ledgerd.engine.reconciler import Reconciler
 from ledgerd.engine.router import Router
 from ledgerd.gateway.http import serve_http
 from ledgerd.gateway.server import Gateway, InsecureListen
@@ -109,9 +116,14 @@ async def _run(config: Config, on_ready: Callable[[ReadyInfo], None], *, keep_ep
             nursery.start_soon(_obey_signals, signals, serving, stopping, nursery.cancel_scope)
             await nursery.start(hub.run)
             nursery.start_soon(committer.run_sweeper)
-            await nursery.start(_serve_database, config, books, committer, feed, keep_epoch)
-
             router = Router(config, directory, committer, nursery)
+            expirer = Expirer(config, books, router)
+            collector = Collector(config, books, feed.publish, lambda _: hub.advances.stir())
+            reconciler = Reconciler(config, books, hub.alerts)
+            await nursery.start(
+                _serve_database, config, books, committer, feed, expirer, collector, reconciler, keep_epoch
+            )
+
             gateway = Gateway(config, books=books, router=router, hub=hub, directory=directory)
 
             def ready() -> tuple[bool, str]:
@@ -131,6 +143,8 @@ async def _run(config: Config, on_ready: Callable[[ReadyInfo], None], *, keep_ep
             await stopping.wait()
             deadline = trio.current_time() + config.drain_timeout_s
             log.info("draining", timeout_s=config.drain_timeout_s)
+            expirer.stop()
+            collector.stop()
             await gateway.drain(deadline)
             with trio.move_on_at(deadline):
                 await router.drain()
@@ -196,6 +210,9 @@ async def _serve_database(
     books: PostgresBooks,
     committer: Committer,
     feed: SharedFeed,
+    expirer: Expirer,
+    collector: Collector,
+    reconciler: Reconciler,
     keep_epoch: bool,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -207,8 +224,12 @@ async def _serve_database(
         nonlocal started
         async with open_generation(config, books, keep_epoch=keep_epoch) as opened, trio.open_nursery() as nursery:
             nursery.start_soon(opened.watch)
+            await nursery.start(feed.follow_monitors)  # before the lanes: what they commit may cross one
             for lane in opened.lanes:
                 nursery.start_soon(committer.run_lane, lane)
+            nursery.start_soon(expirer.run)
+            nursery.start_soon(collector.run)
+            nursery.start_soon(reconciler.run)
             nursery.start_soon(feed.poll)
             if opened.notifications is not None:
                 nursery.start_soon(feed.exchange_hints, opened.notifications)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from secrets import token_urlsafe
@@ -21,7 +21,7 @@ from rich.console import Console
 
 from ledgerd.config import Config
 from ledgerd.daemon import DaemonFailed, ReadyInfo, run_daemon
-from ledgerd.dev import open_house, program
+from ledgerd.dev import House, open_house, program
 from ledgerd.exits import Exit, Failed
 from ledgerd.settings import Settings
 from ledgerd_protocol.client import Client, open_client
@@ -33,25 +33,29 @@ PACE_S = 0.7
 """Between two steps, for somebody who reads along. Nobody reads along in a pipe."""
 
 
-def run_demo(settings: Settings, console: Console) -> None:
-    """Play the scene in a directory that goes away. Raises Failed, also when it was interrupted."""
+Play = Callable[[Console, House, str], Awaitable[None]]
+"""A scene: where to print, the house it is played in, the daemon's WebSocket URL. Raises Failed."""
+
+
+def run_demo(settings: Settings, console: Console, play: Play) -> None:
+    """Play a scene in a directory that goes away. Raises Failed, also when it was interrupted."""
     console.print("[dim]starting a private PostgreSQL ...[/]")
     with (
         tempfile.TemporaryDirectory(prefix="ledgerd-demo-", ignore_cleanup_errors=True) as name,
         open_house(Path(name) / "data", settings) as house,
     ):
-        finished = trio.run(_perform, house.config, console)
+        finished = trio.run(_perform, house, console, play)
     if not finished:
         raise Failed("the demo was interrupted; everything it started is gone", Exit.INTERRUPTED)
     _farewell(console)
 
 
-async def _perform(config: Config, console: Console) -> bool:
+async def _perform(house: House, console: Console, play: Play) -> bool:
     """Whether the scene was played to its end."""
     finished = False
     async with trio.open_nursery() as nursery:
-        ready: ReadyInfo = await nursery.start(_run_daemon, config, nursery.cancel_scope)
-        await _Scene(console, ready.ws_url).play()
+        ready: ReadyInfo = await nursery.start(_run_daemon, house.config, nursery.cancel_scope)
+        await play(console, house, ready.ws_url)
         finished = True
         signal.raise_signal(signal.SIGTERM)
     return finished
@@ -88,6 +92,11 @@ class _Watcher:
         while self._version < version:
             self._moved = trio.Event()
             await self._moved.wait()
+
+
+async def short_scene(console: Console, house: House, url: str) -> None:  # noqa: ARG001
+    """Two users, money that moves, pushes that arrive, a command sent twice."""
+    await _Scene(console, url).play()
 
 
 class _Scene:

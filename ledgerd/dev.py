@@ -16,7 +16,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -33,10 +33,14 @@ from ledgerd.secrets import write_secret
 from ledgerd.settings import Settings, host_and_port, is_loopback
 from ledgerd.storage.embedded import DataDirectoryInUse, running_cluster
 from ledgerd.storage.migrations import MigrationMismatch, migrate
+from ledgerd.storage.owner_clock import running_clock
 from ledgerd.storage.owner_tokens import create_first_token, token_is_valid
 
 TOKEN_FILE = "operator.token"  # noqa: S105  a file's name
 STATE_FILE = "daemon.json"
+
+CLOCK_SPEED_MAX = 1_000_000
+"""A week in less than a second; with more, steps of the clock would be days long."""
 
 
 class House(Struct, frozen=True):
@@ -96,6 +100,17 @@ def serve(config: Config, on_ready: Callable[[ReadyInfo], None], *, keep_epoch: 
         raise Failed(str(error)) from error
 
 
+def check_clock_speed(speed: float) -> None:
+    """Raises Failed if time would stand still or run backwards, or in steps of days."""
+    if not 1 <= speed <= CLOCK_SPEED_MAX:
+        raise Failed(f"--clock-speed {speed:g}: give a number from 1 to {CLOCK_SPEED_MAX:,}", Exit.USAGE)
+
+
+def clock_of(house: House, speed: float) -> AbstractContextManager[None]:
+    """The ledger's clock while the block lasts."""
+    return nullcontext() if speed == 1 else running_clock(house.owner_dsn, speed)
+
+
 def note_state(house: House, ready: ReadyInfo) -> None:
     """Write `STATE_FILE`, whole or not at all: who sees it may connect."""
     token_file = str(house.token_file.resolve())
@@ -103,7 +118,7 @@ def note_state(house: House, ready: ReadyInfo) -> None:
     write_secret(house.data_dir / STATE_FILE, msgspec.json.encode(state).decode())
 
 
-def announce(house: House, ready: ReadyInfo, console: Console) -> None:
+def announce(house: House, ready: ReadyInfo, console: Console, clock_speed: float = 1) -> None:
     """Say where everything is, and give a first call to paste. Lines are stable: scripts read the addresses here."""
     token_file = _short(house.token_file)
     call = f'{program()} call user_register \'{{"name": "Ann"}}\' --url {ready.ws_url} --token-file {token_file}'
@@ -113,6 +128,9 @@ def announce(house: House, ready: ReadyInfo, console: Console) -> None:
     say(f"  HTTP       {ready.http_url}  (/livez /readyz /metrics)")
     say(f"  data       {_short(house.data_dir)}  (a private PostgreSQL)", markup=False)
     say(f"  token      {token_file}  (scope operator)", markup=False)
+    if clock_speed != 1:
+        week_s = 7 * 86_400 / clock_speed
+        say(f"  clock      runs {clock_speed:g} times as fast for holds and advances: a week takes {week_s:.3g} s")
     say("\nA first call, from another terminal:\n")
     say(f"  {call}\n", markup=False)
     console.file.flush()

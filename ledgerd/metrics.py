@@ -25,6 +25,8 @@ SESSION_CRASHES = Counter("ledgerd_session_crashes_total", "Sessions ended by a 
 SUBSCRIPTIONS = Gauge("ledgerd_subscriptions", "Open subscriptions.")
 EVENTS_PUSHED = Counter("ledgerd_events_pushed_total", "Subscription events handed to connections.")
 CATCH_UPS = Counter("ledgerd_feed_catch_ups_total", "Times a subscription had to read on from the table.")
+MONITORS = Gauge("ledgerd_monitors", "Monitors on balances that this daemon knows to be set.")
+MONITOR_CROSSINGS = Counter("ledgerd_monitor_crossings_total", "Monitors crossed by what this daemon committed.")
 FEED_LAG_SECONDS = Histogram(
     "ledgerd_feed_lag_seconds", "From the commit of a change by this daemon to its publication.", buckets=_FAST
 )
@@ -36,5 +38,14 @@ CALL_SECONDS = Histogram("ledgerd_commit_duration_seconds", "One kernel call, co
 CALL_COMMANDS = Histogram("ledgerd_batch_commands", "Commands per kernel call.", buckets=_SIZES)
 FENCE_HITS = Counter("ledgerd_fence_hits_total", "Calls run again because an account's version moved without its lock.")
 DEADLOCKS = Counter("ledgerd_deadlocks_total", "Calls run again after a deadlock or a serialization failure.")
+HOLDS_EXPIRED = Counter("ledgerd_holds_expired_total", "Holds that this daemon ended because their time was over.")
+PAYMENTS_COLLECTED = Counter("ledgerd_advance_payments_collected_total", "Payments that this daemon collected.")
+PAYMENTS_FAILED = Counter(
+    "ledgerd_advance_payments_failed_total", "Due payments that this daemon could not collect and rolled over."
+)
+COLLECTIONS_LOST = Counter(
+    "ledgerd_advance_collections_lost_total", "Looks for due payments that came to nothing and are repeated."
+)
+ALERTS = Counter("ledgerd_alerts_total", "Alerts that this daemon raised, or told again with other words.", ("alert",))
 GENERATIONS = Counter("ledgerd_database_generations_total", "Times the database side was started.")
 DATABASE_UP = Gauge("ledgerd_database_up", "1 while the database generation runs.")

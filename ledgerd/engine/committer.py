@@ -21,7 +21,8 @@ import structlog
 import trio
 
 from ledgerd.config import Config
-from ledgerd.engine.ports import CallRefused, Lane, Outcome, Posted, Record, StorageUnavailable, Unit
+from ledgerd.engine.commands import Outcome, Posted, Record, Unit
+from ledgerd.engine.ports import CallRefused, Lane, StorageUnavailable
 from ledgerd.metrics import CALL_COMMANDS, CALLS, FEED_LAG_SECONDS, UNITS_WAITING_PEAK
 from ledgerd_protocol.errors import ErrorCode
 

@@ -1,22 +1,35 @@
-"""What never changes about accounts, remembered: owner, currency, scale.
+"""What never changes about accounts, remembered: owner, currency, scale; and which account a transaction was on.
 
 Only accounts that exist are remembered. One that does not may be opened at any moment, by any daemon, so its absence is
-asked for every time.
+asked for every time. The same goes for transactions, whose sides never change once they are posted, and for the account
+that stands in for one a wallet does not have yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ledgerd.engine.ports import AccountFacts, AccountRef, Directory
+from ledgerd.engine.commands import AccountFacts, AccountRef
+from ledgerd.engine.ports import Directory
 
-Key = int | tuple[int | None, str]
-"""An account_id, or the owner and the currency: a user has one account in each."""
+Key = int | tuple[int | str, str]
+"""An account_id; the owner's user_id or wallet and the currency, because a user has one account in each; or a
+transaction and its side."""
 
 
 def key_of(ref: AccountRef, currency: str) -> Key:
     """What the account is remembered under."""
-    return ref.account_id if ref.account_id is not None else (ref.user_id, currency)
+    if ref.account_id is not None:
+        return ref.account_id
+    if ref.user_id is not None:
+        return ref.user_id, currency
+    if ref.wallet is not None:
+        return ref.wallet, currency
+    # No currency is spelled in small letters.
+    if ref.payer_of is not None:
+        return ref.payer_of, "payer"
+    assert ref.receiver_of is not None
+    return ref.receiver_of, "receiver"
 
 
 class AccountDirectory:
@@ -34,9 +47,9 @@ class AccountDirectory:
         self._old: dict[Key, AccountFacts] = {}
 
     def known(self, ref: AccountRef, currency: str) -> AccountFacts | None:
-        """The account if it is remembered; ``currency`` matters for a ref by user_id only."""
+        """The account if it is remembered; ``currency`` matters for a ref by user_id or wallet only."""
         account_id = ref.account_id
-        key: Key = account_id if account_id is not None else (ref.user_id, currency)
+        key = account_id if account_id is not None else key_of(ref, currency)
         facts = self._young.get(key)
         if facts is not None:
             return facts
@@ -55,10 +68,11 @@ class AccountDirectory:
         missing = {key: named for key, named in missing.items() if found[key] is None}
         if missing:
             answers = await self._source.find_accounts(list(missing.values()))
-            for key, facts in zip(missing, answers, strict=True):
+            for (key, (ref, currency)), facts in zip(missing.items(), answers, strict=True):
                 if facts is not None:
                     found[key] = facts
-                    self._keep(key, facts)
+                    if ref.wallet is None or facts.currency == currency:
+                        self._keep(key, facts)
         return [found[key_of(ref, currency)] for ref, currency in refs]
 
     def _keep(self, key: Key, facts: AccountFacts) -> None:

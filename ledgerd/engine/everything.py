@@ -14,11 +14,14 @@ from __future__ import annotations
 import trio
 from msgspec import UNSET, Struct
 
+from ledgerd.engine.commands import Side
 from ledgerd.engine.history import SharedReadings
-from ledgerd.engine.ports import Feed, Place
+from ledgerd.engine.monitors import Monitors
+from ledgerd.engine.ports import Feed
 from ledgerd.engine.rendering import Rendering
+from ledgerd.engine.states import Place
 from ledgerd.engine.subscription import Sink, Source, Subscription, Terms
-from ledgerd_protocol.events import Live, Start
+from ledgerd_protocol.events import Heartbeat, Live, Start
 
 PAGE = 200
 """Transactions read at once, and more where one call made them. A page that is being pushed is what a subscriber costs
@@ -76,10 +79,13 @@ class Everything(Subscription):
     ``here`` is the place where it begins unless it resumes, and ``epoch`` the data's when that was read.
     """
 
-    def __init__(self, sink: Sink, terms: Terms, tail: Tail, here: Place, epoch: str, *, transactions: bool) -> None:
+    def __init__(
+        self, sink: Sink, terms: Terms, channel: str, tail: Tail, here: Place, epoch: str, monitors: Monitors
+    ) -> None:
         super().__init__(sink, terms, ())
+        self._channel = channel
         self._tail = tail
-        self._transactions = transactions
+        self._monitors = monitors
         self._here, self._here_epoch = here, epoch
         self._place = here
 
@@ -104,11 +110,23 @@ class Everything(Subscription):
 
     async def _deliver(self, page: Page) -> None:
         for shown in page.shown:
-            if self._transactions:
+            if self._channel == "transactions":
                 await self._surely(shown.transaction(self._terms.principal, self.id))
-            else:
-                for side in shown.record.sides:
+                continue
+            for side in shown.record.sides:
+                if self._channel == "monitors":
+                    await self._deliver_crossings(shown, side)
+                else:
                     await self._surely(shown.update(side, self.id))
+
+    async def _deliver_crossings(self, shown: Rendering, side: Side) -> None:
+        crossed = self._monitors.crossed_by(side)
+        for left, monitor in zip(range(len(crossed) - 1, -1, -1), crossed, strict=True):
+            await self._surely(shown.monitor(side, monitor, self.id, more=left > 0))
+
+    def _heartbeat(self) -> Heartbeat:
+        # All before the place of the page that is being delivered has been.
+        return Heartbeat(versions={}, position=self._place.position)
 
     async def _surely(self, frame: bytes) -> None:
         while not self._push(frame):

@@ -12,9 +12,10 @@ from typing import Protocol
 import trio
 
 from ledgerd.config import Config
+from ledgerd.engine.commands import Record
 from ledgerd.engine.hints import Hints
 from ledgerd.engine.hub import Hub
-from ledgerd.engine.ports import Feed, Record
+from ledgerd.engine.ports import Feed
 
 HEADS_PER_POLL = 1_000
 """Accounts asked for at once; the table answers in a few milliseconds."""
@@ -71,6 +72,10 @@ class SharedFeed:
                 if hint.users:
                     followed = set(self._hub.followed_users())
                     await self._discover_accounts([user for user in hint.users if user in followed])
+
+    async def follow_monitors(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Know what monitors any daemon sets and removes; started when all are known. Raises StorageUnavailable."""
+        await self._hub.monitors.run(self._feed, task_status=task_status)
 
     async def poll(self) -> None:
         """Look at the heads of followed accounts, once per interval and when told to. Raises StorageUnavailable."""

@@ -17,7 +17,8 @@ import structlog
 import trio
 from msgspec import Struct
 
-from ledgerd.engine.ports import AccountState, Record
+from ledgerd.engine.commands import Record
+from ledgerd.engine.states import AccountState
 
 log = structlog.get_logger(__name__)
 

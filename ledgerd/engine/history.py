@@ -11,7 +11,8 @@ from typing import Generic, TypeVar
 
 import trio
 
-from ledgerd.engine.ports import Feed, Record, StorageUnavailable
+from ledgerd.engine.commands import Record
+from ledgerd.engine.ports import Feed, StorageUnavailable
 
 Key = TypeVar("Key", bound=Hashable)
 Page = TypeVar("Page")

@@ -16,14 +16,20 @@ import trio
 from msgspec.structs import replace
 
 from ledgerd.config import Config
+from ledgerd.engine.advances import KINDS, AdvanceNews, AdvanceStream
+from ledgerd.engine.alerts import Alerts, AlertStream
+from ledgerd.engine.commands import Principal, Record
 from ledgerd.engine.everything import Everything, Tail
 from ledgerd.engine.history import SharedHistory
-from ledgerd.engine.ports import AccountState, Feed, Place, Principal, Record, StorageUnavailable
+from ledgerd.engine.monitors import Monitors
+from ledgerd.engine.ports import Feed, StorageUnavailable
 from ledgerd.engine.rendering import Rendering
+from ledgerd.engine.states import AccountState, AdvanceEvent, MonitorState, Place
 from ledgerd.engine.subscription import (
     AccountsSubscription,
     BalanceStream,
     LatestBalances,
+    MonitorStream,
     Sink,
     Subscription,
     Terms,
@@ -55,6 +61,9 @@ class Hub:
         self.feed = feed
         self.history = SharedHistory(feed)
         self.tail = Tail(feed)
+        self.monitors = Monitors()
+        self.advances = AdvanceNews(feed, epoch)
+        self.alerts = Alerts()
         self.heads: dict[int, int] = {}
         self.epoch = epoch
         self._config = config
@@ -65,6 +74,8 @@ class Hub:
         self._everything: dict[Subscription, None] = {}
         self._beating: dict[Subscription, None] = {}
         self._has_beat_task = False
+        self._of_advances: dict[Subscription, None] = {}
+        self._has_advance_task = False
         self._doubted: dict[int, int] = {}
         self._opened: dict[int, deque[AccountState]] = {}  # lately, by user
         self._opened_at: deque[tuple[float, int]] = deque()  # when, and by which user
@@ -85,8 +96,11 @@ class Hub:
     # -- what happened; nothing here waits -----------------------------------------------------------------------
 
     def publish(self, record: Record) -> None:
-        """A transaction was committed: push it to those who follow its accounts."""
+        """A transaction was committed by one of our lanes: push it to those who follow its accounts."""
+        self.monitors.note(record)
         self.stir()
+        if self._of_advances and record.kind in KINDS:
+            self.advances.stir()
         followers_of = self._followers
         if not followers_of:
             return
@@ -139,6 +153,28 @@ class Hub:
             if not subscription.announce(state):
                 self._fall_behind(subscription)
 
+    def publish_advance(self, event: AdvanceEvent) -> None:
+        """Something happened to an advance: push it to those who follow its account."""
+        for subscription in list(self._followers.get(event.account_id, ())):
+            if not isinstance(subscription, AdvanceStream):
+                continue
+            try:
+                delivered = subscription.offer_event(event)
+            except Exception:
+                log.exception("subscription_failed", subscription=subscription.id)
+                self.close(subscription, ErrorCode.INTERNAL_ERROR)
+            else:
+                if not delivered:
+                    self._fall_behind(subscription)
+
+    def learn_monitor(self, state: MonitorState) -> None:
+        """A monitor was set or removed here: it counts from now on."""
+        self.monitors.learn(state)
+
+    def has_room_for_monitor(self) -> bool:
+        """Whether the ledger may have one more monitor, as far as is known here."""
+        return len(self.monitors) < self._config.monitors_max
+
     def look(self) -> None:
         """The database is there, and about to be polled: who follows another history of the data than it has, ends.
 
@@ -146,6 +182,7 @@ class Hub:
         """
         self._notice_epoch()
         self.stir()
+        self.advances.stir()
 
     def advance_heads(self, heads: dict[int, int]) -> None:
         """Versions that exist, as the table says, whoever committed them: who has not got them reads on.
@@ -195,7 +232,7 @@ class Hub:
 
         Events come as soon as the present task waits for anything: queue the reply before that. Mode `latest` allows
         to skip, where there is no room; who follows everything is never skipped anything, and has no use for it.
-        Raises LedgerError invalid_params when it is asked for transactions.
+        Raises LedgerError invalid_params when it is asked for anything but balances.
         """
         latest = options.mode == "latest"
         if latest and channel != "balances":
@@ -216,10 +253,15 @@ class Hub:
         subscription: Subscription
         if options.all:
             assert here is not None
-            transactions = channel == "transactions"
-            subscription = Everything(sink, terms, self.tail, here, self.epoch(), transactions=transactions)
+            subscription = Everything(sink, terms, channel, self.tail, here, self.epoch(), self.monitors)
+        elif channel == "alerts":
+            subscription = AlertStream(sink, terms, self.alerts)
         elif channel == "transactions":
             subscription = TransactionStream(sink, terms, followed)
+        elif channel == "advances":
+            subscription = AdvanceStream(sink, terms, followed, self.advances)
+        elif channel == "monitors":
+            subscription = MonitorStream(sink, terms, followed, self.monitors)
         elif latest:
             subscription = LatestBalances(sink, terms, followed)
         else:
@@ -260,6 +302,11 @@ class Hub:
         self._subscriptions[subscription] = None
         if isinstance(subscription, Everything):
             self._everything[subscription] = None
+        if isinstance(subscription, AdvanceStream):
+            self._of_advances[subscription] = None
+            if not self._has_advance_task and self._nursery is not None:
+                self._has_advance_task = True
+                self._nursery.start_soon(self._follow_advances)
         if subscription.heartbeat_s is not None:
             self._beating[subscription] = None
             if not self._has_beat_task and self._nursery is not None:
@@ -291,6 +338,7 @@ class Hub:
         subscription.live = False
         del self._subscriptions[subscription]
         self._everything.pop(subscription, None)
+        self._of_advances.pop(subscription, None)
         self._beating.pop(subscription, None)
         if isinstance(subscription, AccountsSubscription):
             self._detach_accounts(subscription)
@@ -363,6 +411,7 @@ class Hub:
             # Those that are left have not read where they start; they will learn the heads when they do.
             self.heads = dict.fromkeys(self.heads, 0)
             self._doubted.clear()
+            self.monitors.begin_epoch()
         self._epoch_seen = epoch
 
     # -- last words and signs of life ----------------------------------------------------------------------------
@@ -376,6 +425,11 @@ class Hub:
                     await subscription.room()
             except trio.ClosedResourceError:
                 pass
+
+    async def _follow_advances(self) -> None:
+        """One task for all who follow advances, there only while somebody does."""
+        await self.advances.run(lambda: bool(self._of_advances), self.publish_advance)
+        self._has_advance_task = False
 
     async def _beat(self) -> None:
         """One task for all heartbeats, there only while somebody wants them."""

@@ -1,241 +1,36 @@
-"""Where engine and storage meet: the nouns both speak, and the small protocols that `daemon.py` joins.
+"""Where engine and storage meet: the small protocols that `daemon.py` joins, and how they fail.
 
-All amounts in this file are integers in minor units of a currency; all times are RFC 3339 text in UTC with six digits
-unless a name says otherwise. What a person reads (decimal text) is made at the gateway.
+The nouns both speak are in `ledgerd.engine.commands` and `ledgerd.engine.states`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
-from msgspec import Struct
-from msgspec.structs import force_setattr
-
-from ledgerd_protocol.errors import ErrorCode
-
-# -- who ----------------------------------------------------------------------------------------------------------
-
-
-class ActorInfo(Struct, frozen=True):
-    """Who posted a transaction, as stored."""
-
-    token_id: int
-    user_id: int | None
-    scopes: tuple[str, ...]
-
-
-class Principal(Struct, frozen=True):
-    """Whom a connection acts for: a token, and with it a user, perhaps only one account, and scopes.
-
-    ``expires_at_s`` is Unix time in seconds or None. ``user_id`` is None for service and operator tokens of no user.
-    ``sees_all`` says whether objects of other users are visible. It and ``actor`` follow from the rest, and are made
-    once because every command asks for them.
-    """
-
-    token_id: int
-    user_id: int | None
-    account_id: int | None
-    scopes: frozenset[str]
-    expires_at_s: float | None
-    sees_all: bool = False
-    actor: ActorInfo = ActorInfo(0, None, ())
-
-    def __post_init__(self) -> None:
-        sees_all = self.account_id is None and not self.scopes.isdisjoint(("service", "operator"))
-        force_setattr(self, "sees_all", sees_all)
-        force_setattr(self, "actor", ActorInfo(self.token_id, self.user_id, tuple(sorted(self.scopes))))
-
-
-# -- commands on their way in -------------------------------------------------------------------------------------
-
-
-class AccountRef(Struct, frozen=True):
-    """How a command names an account: by account_id, or by user_id in the command's currency."""
-
-    account_id: int | None = None
-    user_id: int | None = None
-
-
-class AccountFacts(Struct, frozen=True):
-    """What never changes about an account, and may therefore be cached. ``scale`` is the currency's decimals."""
-
-    account_id: int
-    user_id: int
-    currency: str
-    scale: int
-
-
-ABSENT = 0
-"""Stands for an account that a command names and that does not exist; real account ids are positive."""
-
-
-class Command(Struct):
-    """One money command. The second half is filled in by the router from the accounts' facts.
-
-    ``debit`` is where the money leaves and ``credit`` where it arrives, after `direction` is applied; None is the
-    world, the outside of the ledger. ``amount`` is the client's decimal text, already matched against the grammar.
-    ``currency`` is as stated, None if omitted. ``metadata`` is canonical JSON text. ``arrived_at`` is trio time.
-    ``debit_account`` and ``credit_account`` are ids, ABSENT for a named account that does not exist, None for the
-    world. For kind `limit`, ``debit`` is the account and ``amount`` the new limit; for `cancel`, ``debit`` is the
-    account.
-    """
-
-    kind: str
-    principal: Principal
-    transaction_id: str
-    attempt_id: str
-    debit: AccountRef | None
-    credit: AccountRef | None
-    amount: str | None
-    currency: str | None
-    reference: str | None
-    reason: str | None
-    metadata: str | None
-    arrived_at: float
-
-    debit_account: int | None = None
-    credit_account: int | None = None
-    debit_facts: AccountFacts | None = None
-    credit_facts: AccountFacts | None = None
-    amount_minor: int | None = None
-    amount_problem: ErrorCode | None = None
-
-    @property
-    def acting(self) -> AccountRef:
-        """The account whose owner acts: the one the money leaves, or for a credit the one it reaches."""
-        ref = self.debit or self.credit
-        assert ref is not None
-        return ref
-
-
-class Unit:
-    """Commands that travel together: one command, or a batch. Answered exactly once, by calling `answer`.
-
-    ``atomic`` means all or none. ``deadline`` is trio time after which the unit must not be executed any more.
-    ``passed_over`` counts how often a free lane took other units first. ``routed`` is the router's mark and ``turn``
-    the committer's: units of one turn are sent in order.
-    """
-
-    __slots__ = (
-        "_answer", "accounts", "answered", "atomic", "batch_id",
-        "commands", "deadline", "passed_over", "routed", "turn",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        commands: list[Command],
-        answer: Callable[[list[Outcome]], None],
-        *,
-        deadline: float,
-        atomic: bool = False,
-        batch_id: str | None = None,
-    ) -> None:
-        self.commands = commands
-        self.atomic = atomic
-        self.batch_id = batch_id
-        self.deadline = deadline
-        self.accounts: frozenset[int] = frozenset()
-        self.passed_over = 0
-        self.routed = False
-        self.turn: object | None = None
-        self.answered = False
-        self._answer = answer
-
-    def gather_accounts(self) -> None:
-        """Set `accounts` from the commands, once their account ids are filled in."""
-        accounts = set()
-        for command in self.commands:
-            # Neither the world (None) nor an absent account (0) is locked.
-            if command.debit_account:
-                accounts.add(command.debit_account)
-            if command.credit_account:
-                accounts.add(command.credit_account)
-        self.accounts = frozenset(accounts)
-
-    def answer(self, outcomes: list[Outcome]) -> None:
-        """Give the outcomes, in the order of the commands. Only the first call counts: a unit is answered once."""
-        if not self.answered:
-            self.answered = True
-            self._answer(outcomes)
-
-    def refuse(self, code: ErrorCode, *, applied: bool | None = False) -> None:
-        """Answer every command with the same refusal, which the database has not recorded."""
-        self.answer([Refused(code=code, applied=applied) for _ in self.commands])
-
-
-# -- outcomes on their way out ------------------------------------------------------------------------------------
-
-
-class Side(Struct, frozen=True):
-    """How a transaction changed one account, and the account after it. ``user_id`` owns the account."""
-
-    account_id: int
-    user_id: int
-    direction: str
-    version: int
-    balance: int
-    held: int
-    available: int
-    balance_change: int
-    held_change: int
-
-
-class Record(Struct, frozen=True):
-    """A stored transaction. ``sides`` has one element per account that took a version; the world takes none.
-
-    An account id is None where the side is the world.
-    """
-
-    transaction_id: str
-    kind: str
-    status: str
-    amount: int
-    currency: str
-    scale: int
-    debit_account: int | None
-    credit_account: int | None
-    sides: tuple[Side, ...]
-    reference: str | None
-    reason: str | None
-    metadata: str | None
-    created_at: str
-    actor: ActorInfo
-
-
-class Posted(Struct, frozen=True):
-    """The command is applied; ``replayed`` when it had been before."""
-
-    record: Record
-    replayed: bool = False
-
-
-class Refused(Struct, frozen=True):
-    """The command changed nothing (``applied`` False), or nobody knows (None).
-
-    ``data`` holds the further members of error.data, amounts still in minor units under the names in
-    `AMOUNT_MEMBERS` with ``scale`` to write them. ``record`` is the transaction a refused cancel ran into, if the
-    caller may see it. ``attempt_id`` and ``created_at`` are None when the refusal was not recorded in the database.
-    ``index`` is the member of an atomic batch that was refused first.
-    """
-
-    code: ErrorCode
-    applied: bool | None = False
-    data: dict[str, object] | None = None
-    scale: int = 0
-    attempt_id: str | None = None
-    created_at: str | None = None
-    record: Record | None = None
-    index: int | None = None
-    detail: str | None = None
-
-
-AMOUNT_MEMBERS = frozenset({"available", "requested", "remaining"})
-
-Outcome = Posted | Refused
-
-
-# -- what the storage offers --------------------------------------------------------------------------------------
+from ledgerd.engine.commands import AccountFacts, AccountRef, Outcome, Principal, Record, Unit
+from ledgerd.engine.states import (
+    AccountState,
+    AdvanceEvent,
+    AdvanceHead,
+    AdvanceState,
+    AdvanceStretch,
+    AttemptState,
+    Audited,
+    BalanceState,
+    Collected,
+    DueHold,
+    LedgerFacts,
+    Listing,
+    MonitorState,
+    Place,
+    ReportPlace,
+    ReportScope,
+    ReportStretch,
+    Stretch,
+    TokenState,
+    UserState,
+)
 
 
 class StorageUnavailable(Exception):
@@ -253,104 +48,6 @@ class CallRefused(Exception):
     """The database refused a whole call for a reason that sending it again will not mend. Nothing was applied."""
 
 
-class AccountState(Struct, frozen=True):
-    """An account as it is. ``available`` = balance - held + overdraft_limit."""
-
-    account_id: int
-    user_id: int
-    currency: str
-    scale: int
-    balance: int
-    held: int
-    available: int
-    overdraft_limit: int
-    version: int
-    status: str
-    created_at: str
-    updated_at: str
-
-
-class BalanceState(Struct, frozen=True):
-    """A balance as it was after ``version``, which was reached at ``as_of``."""
-
-    account_id: int
-    user_id: int
-    currency: str
-    scale: int
-    balance: int
-    held: int
-    available: int
-    version: int
-    as_of: str
-
-
-class UserState(Struct, frozen=True):
-    """A user as it is."""
-
-    user_id: int
-    name: str
-    email: str | None
-    status: str
-    created_at: str
-
-
-class TokenState(Struct, frozen=True):
-    """A token as it is, without its secret."""
-
-    token_id: int
-    user_id: int | None
-    account_id: int | None
-    scopes: tuple[str, ...]
-    label: str | None
-    created_at: str
-    expires_at: str | None
-    expires_at_s: float | None
-    revoked_at: str | None
-
-
-class AttemptState(Struct, frozen=True):
-    """A refused attempt at a transaction_id."""
-
-    attempt_id: str
-    code: ErrorCode
-    created_at: str
-
-
-class LedgerFacts(Struct, frozen=True):
-    """What a daemon needs to know about its database before it serves. ``currencies`` maps code to scale.
-
-    ``cursor_key`` is a secret of the database with which the cursors of lists are signed, so that every daemon on it
-    takes the others' cursors.
-    """
-
-    epoch: str
-    deployment: int
-    currencies: dict[str, int]
-    cursor_key: bytes
-
-
-class Place(Struct, frozen=True):
-    """A point in the order in which transactions were committed.
-
-    ``exact`` is for reading on from it. ``position`` is for clients to keep: short, opaque, and at or before that
-    point; it lags while somebody keeps a transaction open. Neither means anything to the engine.
-    """
-
-    exact: str
-    position: str
-
-
-class Stretch(Struct, frozen=True):
-    """Transactions that were committed after a place, in an order that respects the versions of every account.
-
-    ``end`` is the place after them; ``more`` says that there was more to read when this was read.
-    """
-
-    records: list[Record]
-    end: Place
-    more: bool
-
-
 class Lane(Protocol):
     """One database connection that posts money commands, one call at a time."""
 
@@ -362,11 +59,39 @@ class Lane(Protocol):
         """
 
 
+class Holds(Protocol):
+    """Knows the pending holds."""
+
+    async def expired_holds(self, limit: int) -> list[DueHold]:
+        """Pending holds whose time is over, the oldest first. Raises StorageUnavailable."""
+
+
+class Collections(Protocol):
+    """Takes the payments of advances."""
+
+    async def collect_due(self, limit: int) -> Collected:
+        """Collect what is due of advances that no other daemon is at: at most so many payments.
+
+        Raises StorageUnavailable, also when others were at work on the same accounts for too long, and CallRefused;
+        what was not collected is still due.
+        """
+
+
+class Audits(Protocol):
+    """Compares what is stored."""
+
+    async def audit_advances(self, first_id: str | None, limit: int) -> Audited:
+        """Do the sums of advances hold, from ``first_id`` on (the first of all if None), at most so many of them?
+
+        Raises StorageUnavailable.
+        """
+
+
 class Directory(Protocol):
     """Finds accounts."""
 
     async def find_accounts(self, refs: Sequence[tuple[AccountRef, str]]) -> list[AccountFacts | None]:
-        """Facts of each named account, None where there is none; the text is the currency for refs by user_id.
+        """Facts of each named account, None where there is none; the text is the currency, for user_id and wallet.
 
         Raises StorageUnavailable.
         """
@@ -406,8 +131,25 @@ class Feed(Protocol):
         transactions of an earlier one. Raises StorageUnavailable.
         """
 
+    async def advance_heads(
+        self, account_ids: Sequence[int], advance_ids: Sequence[str], *, everything: bool = False
+    ) -> list[AdvanceHead]:
+        """Advances of the accounts that run or are named, or all of them. Raises StorageUnavailable."""
 
-class Books(Directory, Feed, Protocol):
+    async def advance_events(self, advance_id: str, after_event: int, limit: int) -> list[AdvanceEvent]:
+        """Events of an advance with numbers above ``after_event``, ascending. Raises StorageUnavailable."""
+
+    async def advance_events_since(self, place: Place, limit: int) -> AdvanceStretch:
+        """Events that were committed after a place, by any daemon: about ``limit``. Raises StorageUnavailable."""
+
+    async def monitors_since(self, revision: int, limit: int, *, removed: bool) -> list[MonitorState]:
+        """Monitors that were set, or with ``removed`` also removed, after a revision; ascending, none of them early.
+
+        Raises StorageUnavailable.
+        """
+
+
+class Books(Directory, Feed, Holds, Collections, Protocol):
     """Everything else the gateway asks of the database. Every method raises StorageUnavailable.
 
     Methods that create raise LedgerError (already_exists, not_found) where the database says so.
@@ -416,8 +158,26 @@ class Books(Directory, Feed, Protocol):
     async def token_by_hash(self, token_hash: bytes) -> TokenState | None:
         """The token with this SHA-256, whatever its state."""
 
+    async def take_password_try(self, email: str | None, address: str | None, per_min: int) -> int:
+        """Take a try at a password: 0, or in how many milliseconds there will be one; none is taken then.
+
+        Of each e-mail and each address there are ``per_min`` at once, and as many more per minute, whatever daemon
+        they are tried at. None is not counted.
+        """
+
+    async def return_password_try(self, email: str | None, address: str | None, per_min: int) -> None:
+        """Give a try back: the password was right."""
+
     async def login_material(self, email: str) -> tuple[UserState, str | None] | None:
         """The user with this e-mail (case does not matter) and the argon2 hash of the password."""
+
+    async def open_session(
+        self, *, token_hash: bytes, user_id: int, password_hash: str, scopes: Sequence[str], expires_at_s: float | None
+    ) -> TokenState | None:
+        """A token for who gave the right password; None if the user's password is another by now."""
+
+    async def change_password(self, *, user_id: int, old_hash: str, new_hash: str, kept_token_id: int) -> int | None:
+        """Set a password and revoke the user's other tokens: how many, or None if the old one is another by now."""
 
     async def register_user(
         self,
@@ -435,6 +195,26 @@ class Books(Directory, Feed, Protocol):
 
     async def user(self, user_id: int) -> UserState | None:
         """A user."""
+
+    async def create_wallet_users(
+        self, names: Sequence[str], *, token_id: int, currency: str, scale: int, amount: int
+    ) -> int:
+        """Create a user for each wallet name that is new and not empty, with an account that begins with ``amount``.
+
+        How many are new. Raises LedgerError if the token is not good any more.
+        """
+
+    async def users(self, after_user_id: int, limit: int) -> list[UserState]:
+        """Everybody with an id above ``after_user_id``, ascending."""
+
+    async def update_user(self, user_id: int, *, name: str | None, email: str | None) -> UserState | None:
+        """Change what is not None; the user afterwards, if there is one. Raises LedgerError already_exists (e-mail)."""
+
+    async def set_user_status(self, user_id: int, status: str) -> UserState | None:
+        """Make a user ``active`` or ``disabled``; the user afterwards, if there is one.
+
+        When this returns, no daemon posts any more what a disabled user may not spend.
+        """
 
     async def create_token(
         self,
@@ -472,7 +252,7 @@ class Books(Directory, Feed, Protocol):
         """The balance after a version or at a time; None if the account is younger or the version is not there yet."""
 
     async def transaction(self, transaction_id: str) -> Record | None:
-        """A stored transaction (tombstones included)."""
+        """A stored transaction (tombstones included), with its present status and how much of it is reversed."""
 
     async def attempts(self, transaction_id: str, token_ids_of: Principal) -> list[AttemptState]:
         """Refused attempts at an id that this principal may see: its own user's, or all for operators."""
@@ -489,8 +269,71 @@ class Books(Directory, Feed, Protocol):
         reference: str | None,
         created_from: str | None,
         created_before: str | None,
-    ) -> list[Record]:
-        """Records of an account in version order, beyond ``after_version`` in the direction of travel."""
+    ) -> Listing:
+        """Records of an account in version order, beyond ``after_version`` in the direction of travel.
+
+        With their present status and how much of each is reversed. Looks at no more than some ten thousand versions,
+        however few of them the filters let through.
+        """
+
+    async def report(
+        self,
+        scope: ReportScope,
+        *,
+        created_from: str,
+        created_before: str | None,
+        after: ReportPlace | None,
+        snapshot: bytes | None,
+        status: str | None,
+        limit: int,
+        count: bool,
+    ) -> ReportStretch:
+        """At most ``limit`` transactions and refused attempts, newest first, in their present status.
+
+        ``after`` and ``snapshot`` are None for the first page, for others where it ended and that of the first: then
+        nothing is shown that was committed later. Fewer than ``limit`` may be found although there are more; ``edge``
+        tells. ``count`` counts the items of all pages.
+        """
+
+    async def set_monitor(
+        self,
+        *,
+        account_id: int,
+        direction: Literal["below", "above"],
+        amount: int,
+        label: str | None,
+        token_id: int,
+        per_account_max: int,
+    ) -> MonitorState:
+        """Set a monitor. Raises LedgerError already_exists, limit_exceeded, not_found (account)."""
+
+    async def monitor(self, monitor_id: int) -> MonitorState | None:
+        """A monitor, removed or not."""
+
+    async def monitors(
+        self, user_id: int | None, account_id: int | None, after_monitor_id: int, limit: int
+    ) -> list[MonitorState]:
+        """Monitors that are set: of a user's accounts, of one account, of everybody's (None); by number, ascending."""
+
+    async def remove_monitor(self, monitor_id: int) -> MonitorState | None:
+        """Remove a monitor; as it is then, None if it was removed before or is not there."""
+
+    async def advance(self, advance_id: str, *, payments_max: int, events_max: int) -> AdvanceState | None:
+        """An advance with at most so many of its latest payments and events."""
+
+    async def advances(
+        self,
+        account_id: int,
+        *,
+        running: bool | None,
+        before: tuple[str, str] | None,
+        limit: int,
+        payments_max: int,
+    ) -> list[AdvanceState]:
+        """Advances of an account without events, the newest first; ``running`` False are those that are paid back.
+
+        ``before`` is the created_at and the advance_id of the last one seen.
+        """
 
     def facts(self) -> LedgerFacts:
         """Epoch and currencies, as read when the daemon connected. Raises StorageUnavailable before the first time."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from msgspec import UNSET, UnsetType
 
-from ledgerd.engine.ports import Principal, Record, Side
-from ledgerd.engine.views import transaction_view, update_event, visible
+from ledgerd.engine.commands import Principal, Record, Side
+from ledgerd.engine.monitors import Monitor
+from ledgerd.engine.views import monitor_event, transaction_view, update_event, visible
 from ledgerd_protocol.codec import encode_event, event_frame
 from ledgerd_protocol.events import TransactionEvent
 
@@ -51,5 +52,17 @@ class Rendering:
             if event is None:
                 shown = TransactionEvent(transaction_view(self.record, principal), self._position)
                 event = self._events[key[:2]] = encode_event(shown)
+            frame = self._frames[key] = event_frame(subscription_id, event)
+        return frame
+
+    def monitor(self, side: Side, monitor: Monitor, subscription_id: str, *, more: bool) -> bytes:
+        """The frame of a monitor that the change of one account crosses."""
+        key = (-2 - monitor.monitor_id, int(more), subscription_id)
+        frame = self._frames.get(key)
+        if frame is None:
+            event = self._events.get(key[:2])
+            if event is None:
+                crossed = monitor_event(self.record, side, monitor, more=more, position=self._position)
+                event = self._events[key[:2]] = encode_event(crossed)
             frame = self._frames[key] = event_frame(subscription_id, event)
         return frame

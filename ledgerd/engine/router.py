@@ -3,6 +3,10 @@
 Commands whose accounts are remembered go on at once, without a task and without waiting. The others stand in one line
 while a single task asks the database for all of them together, and a command never passes an earlier one of the same
 token that still stands there: what is asked for is whose command it is, so nothing narrower keeps a user's order.
+
+A command may refer to one that was sent just before it and is not posted yet. So the router also remembers the accounts
+of what each token has sent lately. A wrong memory only costs a detour: which accounts a transaction is really on is for
+the kernel to say.
 """
 
 from __future__ import annotations
@@ -14,9 +18,10 @@ import structlog
 import trio
 
 from ledgerd.config import Config
+from ledgerd.engine.commands import ABSENT, REFERRING, AccountFacts, AccountRef, Command, Principal, Unit
 from ledgerd.engine.committer import Committer
 from ledgerd.engine.directory import AccountDirectory, Key, key_of
-from ledgerd.engine.ports import ABSENT, AccountFacts, AccountRef, Command, StorageUnavailable, Unit
+from ledgerd.engine.ports import StorageUnavailable
 from ledgerd.engine.user_worker import UserWorker
 from ledgerd_protocol.errors import ErrorCode
 from ledgerd_protocol.money import AmountOutOfRange, AmountPrecision, to_minor
@@ -25,6 +30,43 @@ log = structlog.get_logger(__name__)
 
 Look = Callable[[AccountRef, str], AccountFacts | None]
 """Finds an account by ref and currency without waiting."""
+
+SENT_MAX = 50_000
+"""Commands whose accounts are remembered for those that refer to them: some seconds at full speed."""
+
+
+class SentLately:
+    """The accounts of commands that were sent lately: who pays and who receives; for the world, the other side.
+
+    Found only by the token that sent them: what others send under an id that they learned is none of its business. In
+    two generations, like the directory: what is older than half of what fits may be forgotten.
+    """
+
+    __slots__ = ("_half", "_old", "_young")
+
+    def __init__(self, entries_max: int = SENT_MAX) -> None:
+        self._half = max(1, entries_max // 2)
+        self._young: dict[str, tuple[int, AccountFacts, AccountFacts]] = {}
+        self._old: dict[str, tuple[int, AccountFacts, AccountFacts]] = {}
+
+    def keep(self, token_id: int, transaction_id: str, payer: AccountFacts, receiver: AccountFacts) -> None:
+        """Remember the accounts of a command."""
+        young = self._young
+        if len(young) >= self._half:
+            self._old = young
+            self._young = young = {}
+        young[transaction_id] = (token_id, payer, receiver)
+
+    def find(self, token_id: int, ref: AccountRef) -> AccountFacts | None:
+        """The account that is meant as a side of a transaction which this token sent lately."""
+        payer_of = ref.payer_of
+        transaction_id = ref.receiver_of if payer_of is None else payer_of
+        if transaction_id is None:
+            return None
+        sent = self._young.get(transaction_id) or self._old.get(transaction_id)
+        if sent is None or sent[0] != token_id:
+            return None
+        return sent[2] if payer_of is None else sent[1]
 
 
 class Router:
@@ -42,6 +84,7 @@ class Router:
         self._workers: dict[int, UserWorker] = {}
         self._asking: dict[Unit, trio.Event] = {}  # in order; the event is set when the unit has left
         self._asking_tokens: Counter[int] = Counter()
+        self._sent = SentLately()
         committer.watch(self._in_inboxes)
 
     # -- taking units in -----------------------------------------------------------------------------------------
@@ -146,6 +189,8 @@ class Router:
         return complete
 
     def _fill_command(self, command: Command, look: Look) -> bool:
+        if command.kind in REFERRING:
+            return self._fill_referring(command, look)
         debit, credit = command.debit, command.credit
         currency = command.currency or self._currency(command, look)
         paying = receiving = None
@@ -160,16 +205,38 @@ class Router:
             command.credit_facts = receiving
             command.credit_account = ABSENT if receiving is None else receiving.account_id
             complete = complete and receiving is not None
-        acting = receiving if debit is None else paying
-        command.amount_minor = command.amount_problem = None
+        if complete:
+            payer, receiver = paying or receiving, receiving or paying
+            assert payer is not None
+            assert receiver is not None
+            self._sent.keep(command.principal.token_id, command.transaction_id, payer, receiver)
         # Without an acting account there is nothing to judge the amount by, and the kernel answers not_found first.
-        if command.amount is not None and acting is not None:
-            try:
-                command.amount_minor = to_minor(command.amount, acting.scale, zero_allowed=command.kind == "limit")
-            except AmountPrecision:
-                command.amount_problem = ErrorCode.AMOUNT_PRECISION
-            except AmountOutOfRange:
-                command.amount_problem = ErrorCode.AMOUNT_OUT_OF_RANGE
+        _judge_amount(command, receiving if debit is None else paying)
+        return complete
+
+    def _fill_referring(self, command: Command, look: Look) -> bool:
+        """The same for a command whose accounts are those of the transaction it refers to."""
+        principal, token_id = command.principal, command.principal.token_id
+        debit, credit = command.debit, command.credit
+        assert debit is not None
+        paying = self._sent.find(token_id, debit) or look(debit, "")
+        receiving = None if credit is None else self._sent.find(token_id, credit) or look(credit, "")
+        complete = paying is not None and (credit is None or receiving is not None)
+        if paying is not None and not _acts_for(principal, paying):
+            # Like one that does not exist, and nothing of a stranger's waits in the owner's line.
+            paying = receiving = None
+        command.debit_facts, command.credit_facts = paying, receiving
+        command.debit_account = ABSENT if paying is None else paying.account_id
+        command.credit_account = None if receiving is None else receiving.account_id
+        if paying is not None:
+            self._sent.keep(token_id, command.transaction_id, paying, receiving or paying)
+            if command.amount is not None:
+                # Read in this currency: should the memory be wrong, the kernel refuses rather than move another amount.
+                command.currency = paying.currency
+        _judge_amount(command, paying)
+        if paying is None and command.amount is not None:
+            # Nothing says how many minor units that is, and without an amount it would mean all there is.
+            command.amount_problem = ErrorCode.REFERENCE_NOT_FOUND
         return complete
 
     def _currency(self, command: Command, look: Look) -> str:
@@ -219,3 +286,24 @@ class Router:
     def _in_inboxes(self) -> Iterator[Unit]:
         for worker in self._workers.values():
             yield from worker.inbox
+
+
+def _acts_for(principal: Principal, facts: AccountFacts) -> bool:
+    """Whether the account is one that the principal may act for."""
+    if principal.sees_all:
+        return True
+    if principal.account_id is not None:
+        return facts.account_id == principal.account_id
+    return facts.user_id == principal.user_id
+
+
+def _judge_amount(command: Command, acting: AccountFacts | None) -> None:
+    """Write the amount in minor units of the acting account's currency into the command, or what is wrong with it."""
+    command.amount_minor = command.amount_problem = None
+    if command.amount is not None and acting is not None:
+        try:
+            command.amount_minor = to_minor(command.amount, acting.scale, zero_allowed=command.kind == "limit")
+        except AmountPrecision:
+            command.amount_problem = ErrorCode.AMOUNT_PRECISION
+        except AmountOutOfRange:
+            command.amount_problem = ErrorCode.AMOUNT_OUT_OF_RANGE

@@ -25,9 +25,12 @@ from typing import Protocol
 import trio
 from msgspec import UNSET, Struct
 
+from ledgerd.engine.commands import Principal, Record, Side
 from ledgerd.engine.history import SharedHistory
-from ledgerd.engine.ports import AccountState, Feed, Principal, Record, Side
+from ledgerd.engine.monitors import Monitors
+from ledgerd.engine.ports import Feed
 from ledgerd.engine.rendering import Rendering
+from ledgerd.engine.states import AccountState
 from ledgerd.engine.views import account_start
 from ledgerd_protocol.codec import encode_event, event_frame
 from ledgerd_protocol.events import AccountAdded, AccountStart, Closed, Event, Heartbeat, Live, Start
@@ -112,9 +115,12 @@ class Subscription(ABC):
         if not self._started:
             self.heard_at = now
         elif self.heard_at + self.heartbeat_s <= now:
-            self._push_event(Heartbeat(versions=self.positions))
+            self._push_event(self._heartbeat())
             self.heard_at = now
         return self.heard_at + self.heartbeat_s
+
+    def _heartbeat(self) -> Heartbeat:
+        return Heartbeat(versions=self.positions)
 
     def say_closed(self, code: str) -> bool:
         """Push the last event; the hub has marked the subscription closed already. False: there was no room."""
@@ -277,6 +283,67 @@ class BalanceStream(AccountsSubscription):
                     await self._sink.room()
                     return
                 self.positions[account] = side.version
+                fruitful = True
+        if not fruitful:
+            await trio.sleep(FRUITLESS_WAIT_S)
+
+
+class MonitorStream(AccountsSubscription):
+    """Every crossing of every monitor on the followed accounts, once; versions without one pass in silence.
+
+    It follows the accounts as a stream of balances does, but where no monitor looks there is nothing to read.
+    """
+
+    def __init__(self, sink: Sink, terms: Terms, accounts: Iterable[int], monitors: Monitors) -> None:
+        super().__init__(sink, terms, accounts)
+        self._monitors = monitors
+        # A version that crosses several, while the sink has not taken them all: the version, and the last one taken.
+        self._told: dict[int, tuple[int, int]] = {}
+
+    def offer(self, shown: Rendering, side: Side) -> bool:
+        """See AccountsSubscription."""
+        if not self.live:
+            return True
+        account, version = side.account_id, side.version
+        position = self.positions[account]
+        if version <= position:
+            return True
+        if version > position + 1:
+            looks_from = self._monitors.looks_from(account)
+            if looks_from is not None and looks_from < version:
+                return False
+        return self._show(shown, side)
+
+    def _show(self, shown: Rendering, side: Side) -> bool:
+        account, version = side.account_id, side.version
+        crossed = self._monitors.crossed_by(side)
+        if crossed:
+            of_version, told = self._told.get(account, (0, 0))
+            if of_version == version:
+                crossed = [monitor for monitor in crossed if monitor.monitor_id > told]
+            for left, monitor in zip(range(len(crossed) - 1, -1, -1), crossed, strict=True):
+                if not self._push(shown.monitor(side, monitor, self.id, more=left > 0)):
+                    return False
+                self._told[account] = (version, monitor.monitor_id)
+            self._told.pop(account, None)
+        self.positions[account] = version
+        return True
+
+    async def _read_on(self, source: Source, behind: list[int]) -> None:
+        fruitful = False
+        for account in behind:
+            head, looks_from = source.heads[account], self._monitors.looks_from(account)
+            if looks_from is None or looks_from > head:
+                self.positions[account] = head
+                fruitful = True
+                continue
+            self.positions[account] = max(self.positions[account], looks_from - 1)
+            for record in await source.history.read(account, self.positions[account], PAGE):
+                side = _side_of(record, account)
+                assert side.version == self.positions[account] + 1, "the feed left a hole"
+                if not self._show(Rendering(record), side):
+                    await self._sink.room()
+                    return
                 fruitful = True
         if not fruitful:
             await trio.sleep(FRUITLESS_WAIT_S)

@@ -12,8 +12,8 @@ import structlog
 import trio
 
 from ledgerd.config import Config
+from ledgerd.engine.commands import Outcome, Unit
 from ledgerd.engine.committer import Committer
-from ledgerd.engine.ports import Outcome, Unit
 from ledgerd.metrics import USER_WORKERS, WORKER_CRASHES
 from ledgerd_protocol.errors import ErrorCode
 

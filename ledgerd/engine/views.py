@@ -7,20 +7,21 @@ which side of a transaction, or writes an amount for people.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from msgspec import UNSET, Raw, UnsetType
 
-from ledgerd.engine.ports import (
-    AMOUNT_MEMBERS,
+from ledgerd.engine.commands import AMOUNT_MEMBERS, Command, Principal, Record, Refused, Side
+from ledgerd.engine.monitors import Monitor
+from ledgerd.engine.states import (
     AccountState,
+    AdvanceEvent,
+    AdvanceHead,
+    AdvanceState,
     AttemptState,
     BalanceState,
-    Command,
-    Principal,
-    Record,
-    Refused,
-    Side,
+    MonitorState,
+    PaymentState,
     TokenState,
     UserState,
 )
@@ -54,6 +55,20 @@ def visible_record(principal: Principal, record: Record) -> bool:
 
 # -- transactions and what they change ----------------------------------------------------------------------------
 
+_REFERS_TO = {
+    "capture": "hold_id",
+    "release": "hold_id",
+    "expiry": "hold_id",
+    "reversal": "reverses",
+    "win": "reference_transaction_id",
+    "rollback": "reference_transaction_id",
+    "advance_payment": "advance_id",
+}
+"""Under which name a transaction of a kind shows what it refers to."""
+
+_ITSELF = frozenset({("hold", "hold_id"), ("advance", "advance_id")})
+"""Kinds that show their own id under the name that others refer to it by."""
+
 
 def transaction_view(
     record: Record,
@@ -75,12 +90,26 @@ def transaction_view(
         entries=[_entry(side, scale) for side in record.sides if visible(principal, side)],
         reference=record.reference,
         reason=record.reason,
-        metadata=None if record.metadata is None else Raw(record.metadata.encode()),
+        # As it is stored: encoding it does not look at its type.
+        metadata=None if record.metadata is None else cast("dict[str, Any]", Raw(record.metadata.encode())),
         created_at=record.created_at,
+        hold_id=_referred(record, "hold_id"),
+        expires_at=UNSET if record.expires_at is None else record.expires_at,
+        reverses=_referred(record, "reverses"),
+        reversed_amount=UNSET if record.reversed_amount is None else to_text(record.reversed_amount, scale),
+        reference_transaction_id=_referred(record, "reference_transaction_id"),
+        advance_id=_referred(record, "advance_id"),
         actor=_actor(record) if "operator" in principal.scopes else UNSET,
         replayed=True if replayed else UNSET,
         attempts=UNSET if attempts is None else [_attempt(attempt) for attempt in attempts],
     )
+
+
+def _referred(record: Record, member: str) -> str | UnsetType:
+    """What the transaction refers to, if it is shown in this member."""
+    if (record.kind, member) in _ITSELF:
+        return record.transaction_id
+    return UNSET if record.refers_to is None or _REFERS_TO.get(record.kind) != member else record.refers_to
 
 
 def _entry(side: Side, scale: int) -> results.Entry:
@@ -122,6 +151,27 @@ def update_event(record: Record, side: Side, *, skipped: int = 0, position: str 
         kind=record.kind,
         created_at=record.created_at,
         skipped=skipped or UNSET,
+        position=position,
+    )
+
+
+def monitor_event(
+    record: Record, side: Side, monitor: Monitor, *, more: bool, position: str | UnsetType = UNSET
+) -> events.MonitorCrossed:
+    """A change that crosses a monitor; ``more`` when the same change crosses another one that is told next."""
+    scale = record.scale
+    amount = to_text(monitor.amount, scale)
+    return events.MonitorCrossed(
+        monitor_id=monitor.monitor_id,
+        account_id=side.account_id,
+        version=side.version,
+        balance=to_text(side.balance, scale),
+        currency=record.currency,
+        transaction_id=record.transaction_id,
+        created_at=record.created_at,
+        below=amount if monitor.direction == "below" else UNSET,
+        above=amount if monitor.direction == "above" else UNSET,
+        more=more or UNSET,
         position=position,
     )
 
@@ -177,6 +227,100 @@ def balance_view(state: BalanceState) -> results.Balance:
     )
 
 
+def monitor_view(state: MonitorState) -> results.Monitor:
+    """A monitor with its amount as text."""
+    amount = to_text(state.amount, state.scale)
+    return results.Monitor(
+        monitor_id=state.monitor_id,
+        account_id=state.account_id,
+        version=state.after_version,
+        currency=state.currency,
+        label=state.label,
+        created_at=state.created_at,
+        below=amount if state.direction == "below" else UNSET,
+        above=amount if state.direction == "above" else UNSET,
+    )
+
+
+def advance_view(
+    state: AdvanceState, *, events: bool = False, transaction: results.Transaction | UnsetType = UNSET
+) -> results.Advance:
+    """An advance with its amounts as text; with ``events`` also what happened to it."""
+    scale = state.scale
+    return results.Advance(
+        advance_id=state.advance_id,
+        account_id=state.account_id,
+        user_id=state.user_id,
+        currency=state.currency,
+        principal=to_text(state.principal, scale),
+        outstanding=to_text(state.outstanding, scale),
+        status="active" if state.outstanding else "completed",
+        installments=state.installments,
+        interval_days=state.interval_days,
+        created_at=state.created_at,
+        payments=[_payment(payment, scale) for payment in state.payments],
+        payments_omitted=state.payments_omitted or UNSET,
+        events=[_advance_history(event, scale) for event in state.events] if events else UNSET,
+        events_omitted=(state.events_omitted or UNSET) if events else UNSET,
+        transaction=transaction,
+    )
+
+
+def _payment(payment: PaymentState, scale: int) -> results.AdvancePayment:
+    return results.AdvancePayment(
+        number=payment.number,
+        due_at=payment.due_at,
+        amount=to_text(payment.amount, scale),
+        rolled_over=to_text(payment.rolled_over, scale),
+        paid=to_text(payment.paid, scale),
+        status=payment.status,
+        reason=payment.reason,
+    )
+
+
+def _advance_history(event: AdvanceEvent, scale: int) -> results.AdvanceHistory:
+    return results.AdvanceHistory(
+        event=event.event,
+        type=event.type,
+        number=event.number,
+        amount=to_text(event.amount, scale),
+        outstanding=to_text(event.outstanding, scale),
+        reason=event.reason,
+        transaction_id=event.transaction_id,
+        created_at=event.created_at,
+    )
+
+
+def advance_event(event: AdvanceEvent) -> events.AdvanceHappened:
+    """An event of an advance as it is pushed."""
+    return events.AdvanceHappened(
+        advance_id=event.advance_id,
+        account_id=event.account_id,
+        event=event.event,
+        what=event.type,
+        number=event.number,
+        amount=to_text(event.amount, event.scale),
+        outstanding=to_text(event.outstanding, event.scale),
+        currency=event.currency,
+        reason=event.reason,
+        transaction_id=event.transaction_id,
+        created_at=event.created_at,
+    )
+
+
+def advance_start(head: AdvanceHead, *, resumed: bool, reason: str | None) -> events.AdvanceStart:
+    """Where an advance stands as a subscription begins; ``reason`` says why a resume became a snapshot."""
+    return events.AdvanceStart(
+        advance_id=head.advance_id,
+        account_id=head.account_id,
+        origin="resumed" if resumed else "snapshot",
+        event=head.event,
+        outstanding=to_text(head.outstanding, head.scale),
+        currency=head.currency,
+        reason=UNSET if reason is None else reason,
+    )
+
+
 def user_view(state: UserState) -> results.User:
     """A user."""
     return results.User(
@@ -206,6 +350,8 @@ def refusal_error(refused: Refused, command: Command | None = None) -> LedgerErr
     data: dict[str, object] = {}
     for name, value in (refused.data or {}).items():
         data[name] = to_text(value, refused.scale) if name in AMOUNT_MEMBERS and isinstance(value, int) else value
+        if name == "mismatch" and isinstance(value, list) and command is not None:
+            data[name] = [_REFERS_TO.get(command.kind, member) if member == "refers_to" else member for member in value]
     if refused.index is not None:
         data["index"] = refused.index
     if command is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from msgspec import UNSET, UnsetType
 
-from ledgerd.engine.ports import AccountFacts, AccountRef, Principal, Refused
+from ledgerd.engine.commands import AccountFacts, AccountRef, Principal, Refused
 from ledgerd.gateway.authentication import expired
 from ledgerd.gateway.call import Call
 from ledgerd_protocol.errors import ErrorCode, LedgerError
@@ -94,6 +94,8 @@ def owns_ref(principal: Principal, ref: AccountRef) -> bool | None:
     """Whether the caller may act for, or see, the account; None if that takes the account's facts."""
     if principal.sees_all:
         return True
+    if ref.wallet is not None:
+        return None
     if principal.account_id is not None:
         return ref.account_id == principal.account_id
     if principal.user_id is None:

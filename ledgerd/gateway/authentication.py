@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import ipaddress
 import os
 import re
 import secrets
@@ -16,8 +17,11 @@ from collections.abc import Callable, Iterable
 import argon2
 import structlog
 import trio
+from msgspec import Struct
 
-from ledgerd.engine.ports import Books, Principal, StorageUnavailable, TokenState
+from ledgerd.engine.commands import Principal
+from ledgerd.engine.ports import Books, StorageUnavailable
+from ledgerd.engine.states import TokenState, UserState
 from ledgerd.gateway.clock import now_s
 from ledgerd_protocol.errors import ErrorCode, LedgerError
 
@@ -35,6 +39,9 @@ ARGON2_TIME_COST = 2
 ARGON2_PARALLELISM = 1
 PASSWORD_THREADS = 2
 """Hashing at once: 19 MiB and a processor for some tens of milliseconds each."""
+
+IPV6_NETWORK_BITS = 64
+"""What one subscriber of IPv6 is given: counted one by one, each would have as many addresses as it likes."""
 
 
 def new_secret() -> str:
@@ -153,3 +160,63 @@ class Passwords:
             return self._hasher.verify(stored, password)
         except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
             return False
+
+
+class Identified(Struct, frozen=True):
+    """Who knows the password, and the hash it was compared with: what is done next may ask that it still is the one."""
+
+    user: UserState
+    password_hash: str
+
+
+class Credentials:
+    """Checks e-mails and passwords, a few at a time; wrong ones are counted in the database, for all daemons.
+
+    Of each e-mail, known or not, and of each network address ``failures_per_min`` may be wrong at once, and as many
+    more per minute; 0 is no limit.
+    """
+
+    def __init__(self, books: Books, passwords: Passwords, failures_per_min: int) -> None:
+        self._books = books
+        self._passwords = passwords
+        self._failures_per_min = failures_per_min
+        # Whoever waits for a thread has taken no try yet, or many who give the right password would be in each other's
+        # way: only as many tries are out as passwords are being looked at.
+        self._turns = trio.CapacityLimiter(PASSWORD_THREADS)
+
+    async def check(self, email: str | None, password: str, address: str) -> Identified:
+        """Whose e-mail and password these are. None is the e-mail of nobody.
+
+        Raises LedgerError ``rate_limited``, ``invalid_credentials`` (after the same work whether or not there is such a
+        user), and StorageUnavailable.
+        """
+        network = network_of(address)
+        async with self._turns:
+            await self._take_try(email, network)
+            material = None if email is None else await self._books.login_material(email)
+            stored = None if material is None else material[1]
+            if not await self._passwords.matches(stored, password) or material is None or stored is None:
+                raise LedgerError(ErrorCode.INVALID_CREDENTIALS)
+            if self._failures_per_min:
+                await self._books.return_password_try(email, network, self._failures_per_min)
+        return Identified(user=material[0], password_hash=stored)
+
+    async def _take_try(self, email: str | None, network: str | None) -> None:
+        if not self._failures_per_min:
+            return
+        wait_ms = await self._books.take_password_try(email, network, self._failures_per_min)
+        if wait_ms > 0:
+            raise LedgerError(ErrorCode.RATE_LIMITED, retry_after_ms=wait_ms)
+
+
+def network_of(address: str) -> str | None:
+    """What failures from a peer's address are counted for; None for the empty address of a Unix socket's peer."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address or None
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, IPV6_NETWORK_BITS), strict=False))

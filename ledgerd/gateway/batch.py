@@ -9,21 +9,24 @@ connection's order of money commands until its last one is routed.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import trio
 
-from ledgerd.engine.ports import Outcome, StorageUnavailable
-from ledgerd.gateway.call import Call, Money, Now, Plan, Read
+from ledgerd.engine.commands import Outcome
+from ledgerd.engine.ports import StorageUnavailable
+from ledgerd.gateway.call import Call, Desk, Money, Now, Plan, Read
 from ledgerd.gateway.member import ENVELOPE_BYTES, Member, Session
 from ledgerd.gateway.methods import HANDLERS
-from ledgerd.gateway.methods.money import result_bytes_max
+from ledgerd.gateway.methods.sizes import result_bytes_max
 from ledgerd.gateway.orders import Turn
 from ledgerd.metrics import NOTIFICATIONS_IGNORED
 from ledgerd_protocol.codec import Invalid, Request, decode_params, encode_batch, encode_error
 from ledgerd_protocol.errors import ErrorCode, LedgerError
 from ledgerd_protocol.messages import Params
+from ledgerd_protocol.methods import BATCHABLE
 
 _ERROR_BYTES_MAX = 512
 """Of an error that a read may end with."""
@@ -31,7 +34,7 @@ _ERROR_BYTES_MAX = 512
 _LIST_BYTES_MIN = 16_384
 """Room that a list in a batch must have: an item or two of the largest kind."""
 
-_JOINED = frozenset({"credit", "debit", "transfer", "transaction_cancel"})
+_JOINED = BATCHABLE | {"transaction_cancel", "wallet_bet", "wallet_win", "wallet_rollback"}
 """Methods that plan one command and nothing else: neighbours of these become one unit."""
 
 
@@ -280,4 +283,10 @@ def _together(plans: list[tuple[_Entry, Plan]]) -> Plan:
     if len(plans) == 1:
         return plans[0][1]
     commands = [command for _, plan in plans for command in plan.commands]
-    return Plan(commands, lambda outcomes: outcomes)
+    prepares = [plan.prepare for _, plan in plans if plan.prepare is not None]
+    return Plan(commands, lambda outcomes: outcomes, prepare=partial(_prepare, prepares) if prepares else None)
+
+
+async def _prepare(prepares: list[Callable[[Desk], Awaitable[None]]], desk: Desk) -> None:
+    for prepare in prepares:
+        await prepare(desk)

@@ -8,19 +8,10 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from ledgerd.config import Config
-from ledgerd.engine.ports import (
-    AccountFacts,
-    AccountRef,
-    AccountState,
-    Books,
-    Command,
-    Outcome,
-    Place,
-    Principal,
-    Refused,
-    Unit,
-)
-from ledgerd.gateway.authentication import Passwords, Tokens
+from ledgerd.engine.commands import AccountFacts, AccountRef, Command, Outcome, Principal, Refused, Unit
+from ledgerd.engine.ports import Books
+from ledgerd.engine.states import AccountState, MonitorState, Place
+from ledgerd.gateway.authentication import Credentials, Passwords, Tokens
 from ledgerd.gateway.cursors import Cursors
 from ledgerd.gateway.outbox import Flusher
 from ledgerd.gateway.throttle import Throttle
@@ -78,6 +69,15 @@ class Hub(Protocol):
     def announce_account(self, state: AccountState) -> None:
         """Tell those who follow the account's user of it."""
 
+    def stir(self) -> None:
+        """Something was committed outside the lanes: let those who follow everything look."""
+
+    def learn_monitor(self, state: MonitorState) -> None:
+        """A monitor was set or removed here."""
+
+    def has_room_for_monitor(self) -> bool:
+        """Whether the ledger may have one more monitor."""
+
 
 # -- what the methods share -------------------------------------------------------------------------------------------
 
@@ -93,9 +93,9 @@ class Desk:
         self.directory = directory
         self.tokens = Tokens(books, config.token_refresh_s)
         self.passwords = Passwords()
-        self.cursors = Cursors(lambda: books.facts().cursor_key)
+        self.credentials = Credentials(books, self.passwords, config.login_failures_per_min)
+        self.cursors = Cursors(books.facts)
         self.requests = Throttle(config.rate_per_s, config.rate_burst)
-        self.login_failures = Throttle(config.login_failures_per_min / 60, max(config.login_failures_per_min, 1))
         self.flusher = Flusher()
         self.draining = False
 
@@ -145,7 +145,8 @@ class Plan(Struct):
 
     ``refused`` holds, by index, commands that are refused already. ``conclude`` turns the outcomes, in the order of the
     commands, into the result; it raises LedgerError when the request as a whole is refused. ``afterwards`` may then
-    read what the answer needs beside them.
+    read what the answer needs beside them. ``prepare`` may change the commands before they are judged and routed, in
+    their turn; it raises StorageUnavailable.
     """
 
     commands: list[Command]
@@ -154,6 +155,7 @@ class Plan(Struct):
     atomic: bool = False
     batch_id: str | None = None
     afterwards: Callable[[Call], Awaitable[Any]] | None = None
+    prepare: Callable[[Desk], Awaitable[None]] | None = None
 
 
 class Now(Struct, frozen=True):

@@ -15,7 +15,8 @@ from msgspec import Struct
 from trio_websocket import WebSocketRequest
 
 from ledgerd.config import Config
-from ledgerd.engine.ports import Principal, StorageUnavailable
+from ledgerd.engine.commands import Principal
+from ledgerd.engine.ports import StorageUnavailable
 from ledgerd.gateway.authentication import Tokens
 from ledgerd.gateway.clock import now_s
 from ledgerd_protocol.errors import LedgerError

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import trio
 
-from ledgerd.engine.ports import Principal
+from ledgerd.engine.commands import Principal
 from ledgerd.gateway.access import check_scope
 from ledgerd.gateway.call import Caller, Desk
 from ledgerd.gateway.orders import Orders

@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 import trio
 
-from ledgerd.engine.ports import AccountFacts, AccountRef, Command, Outcome, Refused, StorageUnavailable, Unit
+from ledgerd.engine.commands import REFERRING, AccountFacts, AccountRef, Command, Outcome, Refused, Unit
+from ledgerd.engine.ports import StorageUnavailable
 from ledgerd.gateway.access import STRANGE_ACCOUNT, owns, owns_ref
 from ledgerd.gateway.call import Desk, Plan
 from ledgerd_protocol.errors import ErrorCode
@@ -97,17 +98,22 @@ class Orders:
 
     def _place_now(self, order: _Order) -> bool:
         """Route the order if everything it takes is in memory."""
-        if order.unit is None and not self._judge(order, {}):
+        if order.plan.prepare is not None or (order.unit is None and not self._judge(order, {})):
             return False
         return order.unit is None or self._desk.router.try_route(order.unit)
 
     async def _place(self, order: _Order) -> None:
         """Route the order; asks the database for what is not in memory."""
         if order.unit is None:
-            refs = [command.acting for command in order.plan.commands if self._takes_facts(command)]
-            currency = self._desk.config.default_currency
             try:
-                found = await self._desk.directory.find([(ref, currency) for ref in refs])
+                if order.plan.prepare is not None:
+                    await order.plan.prepare(self._desk)
+            except StorageUnavailable:
+                order.done([Refused(code=ErrorCode.UNAVAILABLE) for _ in order.plan.commands])
+                return
+            refs = [self._named(command) for command in order.plan.commands if self._takes_facts(command)]
+            try:
+                found = await self._desk.directory.find(refs)
             except StorageUnavailable:
                 order.done([Refused(code=ErrorCode.UNAVAILABLE) for _ in order.plan.commands])
                 return
@@ -117,10 +123,16 @@ class Orders:
 
     @staticmethod
     def _takes_facts(command: Command) -> bool:
-        return owns_ref(command.principal, command.acting) is None
+        return command.kind not in REFERRING and owns_ref(command.principal, command.acting) is None
 
-    def _judge(self, order: _Order, found: dict[AccountRef, AccountFacts | None]) -> bool:
+    def _named(self, command: Command) -> tuple[AccountRef, str]:
+        return command.acting, command.currency or self._desk.config.default_currency
+
+    def _judge(self, order: _Order, found: dict[tuple[AccountRef, str], AccountFacts | None]) -> bool:
         """Refuse what acts for an account that is not the caller's, and make the unit of the rest.
+
+        What refers to a transaction is left to the kernel: to it a stranger's transaction is one that does not exist,
+        and one that is still on its way is not known here.
 
         Answers False when that takes facts that are neither in memory nor in ``found``. Without a unit afterwards the
         order is settled.
@@ -128,13 +140,15 @@ class Orders:
         plan = order.plan
         refused = plan.refused
         for index, command in enumerate(plan.commands):
-            ref = command.acting
-            own = owns_ref(command.principal, ref)
+            if command.kind in REFERRING:
+                continue
+            own = owns_ref(command.principal, command.acting)
             if own is None:
-                facts = self._desk.directory.known(ref, self._desk.config.default_currency)
-                if facts is None and ref not in found:
+                named = self._named(command)
+                facts = self._desk.directory.known(*named)
+                if facts is None and named not in found:
                     return False
-                own = owns(command.principal, facts or found.get(ref))
+                own = owns(command.principal, facts or found.get(named))
             if not own and index not in refused:
                 refused = {**refused, index: STRANGE_ACCOUNT}
         self._make_unit(order, refused)
@@ -142,6 +156,9 @@ class Orders:
 
     def _make_unit(self, order: _Order, refused: dict[int, Refused]) -> None:
         plan = order.plan
+        if not plan.commands:
+            order.done([])
+            return
         if refused and (plan.atomic or len(refused) == len(plan.commands)):
             first = min(refused)
             if plan.atomic:

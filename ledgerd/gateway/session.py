@@ -18,11 +18,11 @@ import structlog
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
-from ledgerd.engine.ports import Principal
+from ledgerd.engine.commands import Principal
 from ledgerd.gateway.authentication import expired
 from ledgerd.gateway.batch import Batch
 from ledgerd.gateway.call import Desk, Subscription
-from ledgerd.gateway.clock import now_s
+from ledgerd.gateway.clock import now_s, text_of
 from ledgerd.gateway.closing import PEER_IS_GONE, Close
 from ledgerd.gateway.member import UNKNOWN_METHOD, count_answer
 from ledgerd.gateway.orders import Orders
@@ -329,9 +329,9 @@ class Session:
         """Return when there is room again. Raises ClosedResourceError when the connection is gone."""
         await self._outbox.room()
 
-    def notify(self, kind: str) -> None:
+    def notify(self, kind: str, **members: Any) -> None:
         """Tell the client something about its session."""
-        self.send(encode_notification("ledger_session", {"type": kind}))
+        self.send(encode_notification("ledger_session", {"type": kind, **members}))
 
     # -- signs of life ------------------------------------------------------------------------------------------------
 
@@ -367,4 +367,4 @@ class Session:
                 self.end(Close(4401, "the token has expired"))
             elif not self._expiry_told and principal.expires_at_s - now_s() <= EXPIRY_NOTICE_S:
                 self._expiry_told = True
-                self.notify("expiring")
+                self.notify("expiring", expires_at=text_of(principal.expires_at_s))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ledgerd.engine.ports import Outcome, StorageUnavailable
+from ledgerd.engine.commands import Outcome
+from ledgerd.engine.ports import StorageUnavailable
 from ledgerd.gateway.call import Call, Money, Now, Plan, Read, Reply
 from ledgerd.gateway.member import ENVELOPE_BYTES, Member, Session
 from ledgerd.gateway.methods import HANDLERS

@@ -1,4 +1,8 @@
-"""Token buckets: so many requests at once, so many more per second, for each of many keys."""
+"""Token buckets: so many requests at once, so many more per second, for each of many keys.
+
+They live in this daemon's memory, because a request must not cost a round trip to the database to be counted. Wrong
+passwords are counted there, for all daemons: see `ledgerd.gateway.authentication.Credentials`.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +45,6 @@ class Throttle:
         wait_s = self.take(key, count)
         if wait_s > 0:
             raise LedgerError(ErrorCode.RATE_LIMITED, retry_after_ms=int(wait_s * 1000) + 1)
-
-    def wait_s(self, key: Hashable) -> float:
-        """In how many seconds a token will be there, without taking it."""
-        if self._rate_per_s == 0:
-            return 0.0
-        return max(0.0, (1 - self._left(key)) / self._rate_per_s)
 
     def _left(self, key: Hashable) -> float:
         bucket = self._buckets.get(key)

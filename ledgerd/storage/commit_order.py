@@ -20,7 +20,8 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from ledgerd.engine.ports import Place, Record
+from ledgerd.engine.commands import Record
+from ledgerd.engine.states import Place
 
 _POSITION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 

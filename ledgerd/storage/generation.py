@@ -11,8 +11,9 @@ import trio
 from msgspec import Struct
 
 from ledgerd import metrics
-from ledgerd.config import Config
-from ledgerd.engine.ports import LedgerFacts, StorageUnavailable
+from ledgerd.config import MINOR_UNIT, Config
+from ledgerd.engine.ports import StorageUnavailable
+from ledgerd.engine.states import LedgerFacts
 from ledgerd.storage import migrations
 from ledgerd.storage.books import PostgresBooks, Readers
 from ledgerd.storage.connection import Crossing, connect, open_crossing
@@ -69,7 +70,7 @@ async def open_generation(
             if config.feed == "notify":
                 notifications = Notifications(crossing, await _open_connection(config, crossing, connections))
                 await notifications.listen()
-            books.attach(Readers(crossing, readers), facts)
+            books.attach(Readers(crossing, readers), facts, config.wallet_unit)
             metrics.GENERATIONS.inc()
             metrics.DATABASE_UP.set(1)
             yield Generation(
@@ -145,6 +146,12 @@ async def _check(
                     f"{currency} has {scale} decimals in this database, {ours} in this configuration: "
                     "a currency's scale never changes"
                 )
+        wallet_unit = await connection.fetchval(QUERIES["wallet_unit"])
+        if wallet_unit not in (None, config.wallet_unit):
+            raise DatabaseUnfit(
+                f"the betting wallet of this database counts in {_unit_name(wallet_unit)}, this configuration in "
+                f"{_unit_name(config.wallet_unit)}: set wallet_unit_decimals as it was, for the unit never changes"
+            )
         row = await connection.fetchrow(QUERIES["begin_serving"], keep_epoch)
         return LedgerFacts(
             epoch=row["epoch"],
@@ -157,3 +164,7 @@ async def _check(
         return await crossing.run(work, connection)
     except asyncpg.PostgresError as error:
         raise DatabaseUnfit(f"the database refuses the daemon's role: {error}") from error
+
+
+def _unit_name(wallet_unit: str) -> str:
+    return "minor units" if wallet_unit == MINOR_UNIT else f"units of {wallet_unit} decimals"

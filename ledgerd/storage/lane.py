@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import asyncpg
+import msgspec
 import structlog
 
 from ledgerd import metrics
-from ledgerd.engine.ports import (
+from ledgerd.engine.commands import (
+    AMOUNT_MEMBERS,
+    REFERRING,
     AccountFacts,
-    CallRefused,
     Command,
     Outcome,
     Posted,
     Record,
     Refused,
     Side,
-    StorageUnavailable,
     Unit,
 )
+from ledgerd.engine.ports import CallRefused, StorageUnavailable
 from ledgerd.storage import rows
 from ledgerd.storage.connection import Crossing
 from ledgerd.storage.failures import FENCE, Failure, classify
@@ -34,6 +37,9 @@ RERUNS_MAX = 8
 
 _POSTED = 0
 _REPLAYED = 1
+
+_READ_BACK = REFERRING | {"win", "rollback"}
+"""Kinds whose accounts, and perhaps amounts, the kernel finds out."""
 
 T = TypeVar("T")
 
@@ -59,12 +65,13 @@ class PostgresLane:
         commands = [command for unit in units for command in unit.commands]
         started = time.perf_counter()
         arguments = _arguments(units, commands, resent=resent)
-        answer, stored = await self._crossing.run(lambda: self._call(arguments), self._connection)
+        kinds = [command.kind for command in commands]
+        answer, stored = await self._crossing.run(lambda: self._call(arguments, kinds), self._connection)
         metrics.CALL_SECONDS.observe(time.perf_counter() - started)
         return _outcomes(units, answer, stored)
 
-    async def _call(self, arguments: tuple[Any, ...]) -> tuple[asyncpg.Record, dict[str, Record]]:
-        """The asyncio side: the call, run again when it lost a race, and the records of replayed commands."""
+    async def _call(self, arguments: tuple[Any, ...], kinds: list[str]) -> tuple[asyncpg.Record, dict[str, Record]]:
+        """The asyncio side: the call, run again when it lost a race, and the records that only the database knows."""
         started = time.monotonic()
         for _ in range(1 + RERUNS_MAX):
             try:
@@ -79,14 +86,14 @@ class PostgresLane:
                 if time.monotonic() - started > self._rerun_within_s:
                     break
             else:
-                return answer, await self._stored(answer, arguments[4])
+                return answer, await self._stored(answer, kinds, arguments[4])
         raise StorageUnavailable("the call lost every race it ran", applied=False)
 
-    async def _stored(self, answer: asyncpg.Record, transaction_ids: list[str]) -> dict[str, Record]:
+    async def _stored(self, answer: asyncpg.Record, kinds: list[str], transaction_ids: list[str]) -> dict[str, Record]:
         wanted = [
             transaction_id
-            for transaction_id, code in zip(transaction_ids, answer["codes"], strict=True)
-            if code == _REPLAYED or code == ErrorCode.ALREADY_POSTED
+            for transaction_id, kind, code in zip(transaction_ids, kinds, answer["codes"], strict=True)
+            if code == _REPLAYED or code == ErrorCode.ALREADY_POSTED or (code == _POSTED and kind in _READ_BACK)
         ]
         if not wanted:
             return {}
@@ -127,13 +134,17 @@ def _arguments(units: Sequence[Unit], commands: list[Command], *, resent: bool) 
         [command.debit_account for command in commands],
         [command.credit_account for command in commands],
         [command.amount_minor for command in commands],
-        _sparse([command.amount_problem for command in commands]),
+        _sparse([command.amount_problem or command.late_problem for command in commands]),
         _sparse([command.currency for command in commands]),
         _sparse([command.reference for command in commands]),
         _sparse([command.reason for command in commands]),
         _sparse([command.metadata for command in commands]),
+        _sparse([command.refers_to for command in commands]),
+        _sparse([command.expires_in_s for command in commands]),
         numbers,
         batch_ids,
+        _sparse([command.installments for command in commands]),
+        _sparse([command.interval_days for command in commands]),
     )
 
 
@@ -175,7 +186,8 @@ def _whole(outcomes: list[Outcome | None]) -> list[Outcome]:
 def _outcome_reader(answer: asyncpg.Record, stored: dict[str, Record]) -> Callable[[int, Command], Outcome | None]:
     codes = answer["codes"]
     data = answer["data"]
-    created_at = rows.time_text(answer["created_at"])
+    now = answer["created_at"]
+    created_at = rows.time_text(now)
     debit_columns = [answer[name] for name in ("debit_versions", "debit_balances", "debit_held", "debit_available")]
     credit_columns = [
         answer[name] for name in ("credit_versions", "credit_balances", "credit_held", "credit_available")
@@ -184,7 +196,12 @@ def _outcome_reader(answer: asyncpg.Record, stored: dict[str, Record]) -> Callab
     def read(i: int, command: Command) -> Outcome | None:
         code = codes[i]
         if code == _POSTED:
-            return Posted(_fresh_record(i, command, created_at, debit_columns, credit_columns))
+            if command.kind in _READ_BACK:
+                return Posted(stored[command.transaction_id])
+            record = _fresh_record(i, command, created_at, debit_columns, credit_columns)
+            if command.kind == "hold":
+                return Posted(_pending(record, now, command))
+            return Posted(record)
         if code == _REPLAYED:
             return Posted(stored[command.transaction_id], replayed=True)
         if code is None:
@@ -192,7 +209,7 @@ def _outcome_reader(answer: asyncpg.Record, stored: dict[str, Record]) -> Callab
         facts = command.debit_facts or command.credit_facts
         return Refused(
             code=ERROR_CODES[code],
-            data=None if data[i] is None else json.loads(data[i]),
+            data=_refusal_data(data[i], facts),
             scale=0 if facts is None else facts.scale,
             attempt_id=command.attempt_id,
             created_at=created_at,
@@ -200,6 +217,14 @@ def _outcome_reader(answer: asyncpg.Record, stored: dict[str, Record]) -> Callab
         )
 
     return read
+
+
+def _refusal_data(text: str | None, facts: AccountFacts | None) -> dict[str, object] | None:
+    """The further members of a refusal; without amounts where nobody here knows the currency they are in."""
+    if text is None:
+        return None
+    data: dict[str, object] = json.loads(text)
+    return data if facts else {name: value for name, value in data.items() if name not in AMOUNT_MEMBERS}
 
 
 def _fresh_record(
@@ -212,7 +237,7 @@ def _fresh_record(
     change = rows.moved(command.kind, amount)
     sides: tuple[Side, ...] = ()
     if debit is not None and debit_columns[0][i] is not None:
-        sides = (_side(i, debit, "debit", debit_columns, -change),)
+        sides = (_side(i, debit, "debit", debit_columns, -change, amount if command.kind == "hold" else 0),)
     if credit is not None and credit_columns[0][i] is not None:
         sides = (*sides, _side(i, credit, "credit", credit_columns, change))
     return Record(
@@ -230,10 +255,19 @@ def _fresh_record(
         metadata=command.metadata,
         created_at=created_at,
         actor=command.principal.actor,
+        refers_to=command.refers_to,
     )
 
 
-def _side(i: int, facts: AccountFacts, direction: str, columns: list[list[int]], change: int) -> Side:
+def _pending(record: Record, created_at: datetime, command: Command) -> Record:
+    assert command.expires_in_s is not None
+    expires_at = rows.time_text(created_at + timedelta(seconds=command.expires_in_s))
+    return msgspec.structs.replace(record, status="pending", expires_at=expires_at)
+
+
+def _side(
+    i: int, facts: AccountFacts, direction: str, columns: list[list[int]], change: int, held_change: int = 0
+) -> Side:
     versions, balances, held, available = columns
     return Side(
         account_id=facts.account_id,
@@ -244,5 +278,5 @@ def _side(i: int, facts: AccountFacts, direction: str, columns: list[list[int]],
         held=held[i],
         available=available[i],
         balance_change=change,
-        held_change=0,
+        held_change=held_change,
     )

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ledgerd.engine.ports import AccountState, ActorInfo, Record, Side, TokenState, UserState
+from ledgerd.engine.commands import ActorInfo, Record, Side
+from ledgerd.engine.states import (
+    AccountState,
+    AdvanceEvent,
+    AdvanceHead,
+    AdvanceState,
+    MonitorState,
+    PaymentState,
+    TokenState,
+    UserState,
+)
 
-_STILL = frozenset({"hold", "release", "expiry", "limit", "freeze", "close", "cancel"})
+_STILL = frozenset({"hold", "release", "expiry", "limit", "freeze", "unfreeze", "close", "cancel"})
 """Kinds that move no money between the sides; the same list as ledgerd.moves_money."""
 
 
@@ -26,14 +37,23 @@ def moved(kind: str, amount: int) -> int:
 
 
 def record(row: Any) -> Record:
-    """A row of ledgerd.records."""
-    kind = row["kind"]
+    """A row of ledgerd.records, as it was posted."""
+    return _record(row, row["status"], None)
+
+
+def present_record(row: Any) -> Record:
+    """A row of ledgerd.present_records, with what became of it since."""
+    return _record(row, row["present_status"], row["reversed_amount"])
+
+
+def _record(row: Any, status: str, reversed_amount: int | None) -> Record:
+    kind, refers_to, expires_in_s = row["kind"], row["refers_to"], row["expires_in_s"]
     change = moved(kind, row["amount"])
     sides = (_side(row, "debit", -change, row["held_change"]), _side(row, "credit", change, 0))
     return Record(
         transaction_id=str(row["transaction_id"]),
         kind=kind,
-        status=row["status"],
+        status=status,
         amount=row["amount"],
         currency=row["currency"],
         scale=row["scale"],
@@ -45,6 +65,9 @@ def record(row: Any) -> Record:
         metadata=row["metadata"],
         created_at=time_text(row["created_at"]),
         actor=ActorInfo(row["token_id"], row["actor_user"], tuple(sorted(row["actor_scopes"] or ()))),
+        refers_to=None if refers_to is None else str(refers_to),
+        expires_at=None if expires_in_s is None else time_text(row["created_at"] + timedelta(seconds=expires_in_s)),
+        reversed_amount=reversed_amount,
     )
 
 
@@ -91,6 +114,92 @@ def account_state(row: Any) -> AccountState:
 def user_state(row: Any) -> UserState:
     """A row of ledgerd.users."""
     return UserState(row["user_id"], row["name"], row["email"], row["status"], time_text(row["created_at"]))
+
+
+def monitor_state(row: Any) -> MonitorState:
+    """A row of ledgerd.monitors with its account's owner, currency and scale, and the user of the token that set it."""
+    return MonitorState(
+        monitor_id=row["monitor_id"],
+        account_id=row["account_id"],
+        user_id=row["user_id"],
+        currency=row["currency"],
+        scale=row["scale"],
+        direction=row["direction"],
+        amount=row["amount"],
+        after_version=row["after_version"],
+        label=row["label"],
+        set_by=row["set_by"],
+        created_at=time_text(row["created_at"]),
+        removed=row["removed_at"] is not None,
+        revision=row["revision"],
+    )
+
+
+def advance_state(row: Any) -> AdvanceState:
+    """An advance with its account's owner, currency and scale, and its payments and events column by column."""
+    payments = tuple(
+        PaymentState(number, time_text(due_at), amount, rolled_over, paid, status, reason)
+        for number, due_at, amount, rolled_over, paid, status, reason in _columns(
+            row, "p", "number", "due_at", "amount", "rolled_over", "paid", "status", "reason"
+        )
+    )
+    events = tuple(
+        _advance_event(row, values)
+        for values in _columns(
+            row, "e", "event", "type", "number", "amount", "outstanding", "reason", "transaction_id", "created_at"
+        )
+    )
+    return AdvanceState(
+        advance_id=str(row["advance_id"]),
+        account_id=row["account_id"],
+        user_id=row["user_id"],
+        currency=row["currency"],
+        scale=row["scale"],
+        principal=row["principal"],
+        outstanding=row["outstanding"],
+        installments=row["installments"],
+        interval_days=row["interval_days"],
+        created_at=time_text(row["created_at"]),
+        payments=payments,
+        payments_omitted=row["payments"] - len(payments),
+        events=events,
+        events_omitted=row["events"] - len(events),
+    )
+
+
+def _columns(row: Any, prefix: str, *names: str) -> Iterator[tuple[Any, ...]]:
+    """Rows that were aggregated column by column; an aggregate of nothing is null."""
+    return zip(*(row[f"{prefix}_{name}"] or () for name in names), strict=True)
+
+
+def _advance_event(of: Any, values: tuple[Any, ...]) -> AdvanceEvent:
+    event, kind, number, amount, outstanding, reason, transaction_id, created_at = values
+    return AdvanceEvent(
+        advance_id=str(of["advance_id"]),
+        account_id=of["account_id"],
+        currency=of["currency"],
+        scale=of["scale"],
+        event=event,
+        type=kind,
+        number=number,
+        amount=amount,
+        outstanding=outstanding,
+        reason=reason,
+        transaction_id=None if transaction_id is None else str(transaction_id),
+        created_at=time_text(created_at),
+    )
+
+
+def advance_event(row: Any) -> AdvanceEvent:
+    """A row of ledgerd.advance_events with the advance's account, its currency and scale."""
+    names = ("event", "type", "number", "amount", "outstanding", "reason", "transaction_id", "created_at")
+    return _advance_event(row, tuple(row[name] for name in names))
+
+
+def advance_head(row: Any) -> AdvanceHead:
+    """An advance with its account's currency and scale, and the number of its last event."""
+    names = ("account_id", "currency", "scale", "outstanding", "event")
+    return AdvanceHead(str(row["advance_id"]), *(row[name] for name in names))
 
 
 def token_state(row: Any) -> TokenState:

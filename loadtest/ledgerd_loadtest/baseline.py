@@ -35,7 +35,9 @@ SETTINGS = ("server_version", "fsync", "synchronous_commit", "full_page_writes",
 CONNECT_TIMEOUT_S = 10
 STATEMENT_TIMEOUT_S = 30
 
-_POST = "SELECT * FROM ledgerd.post($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
+_POST = (
+    "SELECT * FROM ledgerd.post($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)"
+)
 
 _PLAIN_SCHEMA = """
 DROP SCHEMA IF EXISTS ledgerd_bench CASCADE;
@@ -368,7 +370,7 @@ def _kernel_call(transfers: list[Transfer], load: KernelLoad) -> _Call:
             [AMOUNT_MINOR] * size,
             nothing,
             [CURRENCY] * size,
-            *([nothing] * 5),
+            *([nothing] * 9),
         ),
     )
 

@@ -37,11 +37,17 @@ const DEFAULTS = {
 const IN_FLIGHT_MAX = 256;
 /** Sendings of one command: one that kills every connection must not do so for ever. */
 const SENDS_MAX = 10;
-/** Commands whose transaction_id (of a batch: batch_id) is chosen here if the caller did not. */
-const MONEY = new Set(["credit", "debit", "transfer", "transaction_batch", "account_set_limit"]);
+/** Commands whose id (see idName) is chosen here if the caller did not. */
+const MONEY = new Set([
+  "credit", "debit", "transfer", "hold_place", "hold_capture", "hold_release", "transaction_reverse",
+  "transaction_batch", "account_set_limit", "account_freeze", "account_unfreeze", "account_close",
+  "wallet_bet", "wallet_win", "wallet_rollback", "advance_request", "advance_repay",
+]);
 /** Refusals that say nothing about the command. */
 const PASSING = new Set(["rate_limited", "overloaded", "timeout", "shutting_down", "unavailable"]);
-const EVENTS = new Set(["start", "live", "update", "transaction", "account_added", "heartbeat"]);
+/** On the channel of monitors, unless the caller chose: where few events come, they tell where to resume. */
+const HEARTBEAT_MS = 10_000;
+const EVENTS = new Set(["start", "live", "update", "transaction", "monitor", "advance", "account_added", "heartbeat"]);
 
 const now = () => performance.now();
 const isRead = (method) =>
@@ -117,19 +123,25 @@ const minor = (text) => BigInt(text.replace(".", ""));
 class Cursor {
   #said = new Map(); // by account, its balance and what is held, as last told
   #promised = new Map(); // where a resumed account stood as the feed began, reached before `live`
+  #partly = new Map(); // of a version that crosses several monitors, those that came
+  #promisedEvents = new Map(); // the same of resumed advances
   #starting = false;
 
-  constructor(since, everything) {
+  constructor(since, everything, channel = "balances") {
     this.epoch = since?.epoch ?? null;
     this.position = since?.position ?? null; // of a feed of everything, in the order of commits
     /** @type {Map<number, number>} */
     this.versions = new Map(Object.entries(since?.versions ?? {}).map(([id, version]) => [Number(id), version]));
     this.everything = everything;
+    this.crossings = channel === "monitors"; // where most versions are not shown
+    /** The last event of each; null on every other channel. @type {Map<string, number> | null} */
+    this.advances = channel === "advances" ? new Map(Object.entries(since?.advances ?? {})) : null;
   }
 
   /** The `since` option that resumes here; null when there is nothing to resume from. */
   since() {
-    const { epoch, position, versions } = this;
+    const { epoch, position, versions, advances } = this;
+    if (advances !== null) return epoch === null ? null : { epoch, advances: Object.fromEntries(advances) };
     if (epoch === null || (this.everything ? position === null : versions.size === 0)) return null;
     return this.everything ? { epoch, position } : { epoch, versions: Object.fromEntries(versions) };
   }
@@ -145,12 +157,17 @@ class Cursor {
     if (event.type === "start") this.#start(event);
     else if (event.type === "live") this.#live();
     else if (event.type === "account_added") this.#stand(event.account);
-    else if (event.type === "heartbeat") this.#compare(event.versions);
+    else if (event.type === "monitor") return this.#cross(event);
+    else if (event.type === "advance") this.#happen(event);
+    else if (event.type === "heartbeat") this.#beat(event);
     return true;
   }
 
-  #start({ epoch, accounts, more, position, reason }) {
+  #start({ epoch, accounts, advances = [], more, position, reason }) {
     if (!this.#starting) this.#promised.clear();
+    if (!this.#starting) this.#promisedEvents.clear();
+    if (!this.#starting && epoch !== this.epoch) this.#partly.clear();
+    if (!this.#starting && epoch !== this.epoch) this.advances?.clear();
     // A feed of everything that did not resume begins where the daemon is: nothing older can be compared.
     if (this.everything && (reason || this.since() === null)) this.versions.clear();
     this.position = position ?? this.position;
@@ -159,8 +176,30 @@ class Cursor {
       if (account.from === "resumed") this.#promise(account);
       else this.#stand(account);
     }
+    for (const advance of advances) this.#beginAdvance(advance);
     this.epoch = epoch;
     this.#starting = more === true;
+  }
+
+  #beginAdvance(advance) {
+    const { advance_id: id, account_id: account, event } = advance;
+    const have = this.advances.get(id) ?? 0;
+    if (advance.from !== "resumed") this.advances.set(id, event);
+    else if (event < have) throw new FeedGap(account, "an advance resumed where this client never was", have, event);
+    else this.#promisedEvents.set(id, advance);
+  }
+
+  /** The next event of an advance; the first of one that was not there at the start. Nothing follows `completed`. */
+  #happen({ advance_id: id, account_id: account, event, what }) {
+    const last = this.advances.get(id) ?? 0;
+    if (event !== last + 1) {
+      const wrong = event <= last ? "an event of an advance came again" : "an event of an advance is missing";
+      throw new FeedGap(account, wrong, last + 1, event);
+    }
+    this.advances.set(id, event);
+    if (what !== "completed") return;
+    this.advances.delete(id);
+    this.#promisedEvents.delete(id);
   }
 
   #promise(account) {
@@ -182,9 +221,15 @@ class Cursor {
   }
 
   #live() {
+    for (const [id, { account_id: account, event }] of this.#promisedEvents) {
+      const have = this.advances.get(id) ?? 0;
+      if (have < event) throw new FeedGap(account, "live before all was caught up", have + 1, event + 1);
+    }
+    this.#promisedEvents.clear();
     for (const [id, { version }] of this.#promised) {
       const have = this.versions.get(id) ?? 0;
-      if (have < version) throw new FeedGap(id, "live before all was caught up", have + 1, version + 1);
+      if (this.crossings) this.versions.set(id, Math.max(have, version));
+      else if (have < version) throw new FeedGap(id, "live before all was caught up", have + 1, version + 1);
     }
     this.#promised.clear();
   }
@@ -217,11 +262,34 @@ class Cursor {
     if (promised?.version === version) agree(promised, change);
   }
 
-  /** A heartbeat tells what was delivered: that must be what has arrived. */
-  #compare(versions) {
+  /** A version that crosses several monitors comes in several events, all but the last marked `more`: only then has it
+   * been delivered. What came of it before a connection was lost comes again. */
+  #cross({ account_id: id, monitor_id: monitor, version, more, position }) {
+    const last = this.versions.get(id);
+    if (last === undefined && !this.everything) throw new FeedGap(id, "a crossing came before its start", 0, version);
+    this.position = position ?? this.position;
+    if (last !== undefined && version <= last) {
+      if (this.everything) return false;
+      throw new FeedGap(id, "a crossing came again", last + 1, version);
+    }
+    const partly = this.#partly.get(id);
+    const came = partly?.version === version ? partly.came : new Set();
+    const repeated = came.has(monitor);
+    if (more) this.#partly.set(id, { version, came: came.add(monitor) });
+    else {
+      this.#partly.delete(id);
+      this.versions.set(id, version);
+    }
+    return !repeated;
+  }
+
+  /** A heartbeat tells what was delivered: that must be what has arrived, or on the channel of monitors was silent. */
+  #beat({ versions, position }) {
+    this.position = position ?? this.position;
     for (const [account, version] of Object.entries(versions)) {
       const have = this.versions.get(Number(account));
-      if (have !== version) throw new FeedGap(Number(account), "an update was lost before a heartbeat", version, have);
+      if (this.crossings && have !== undefined) this.versions.set(Number(account), Math.max(have, version));
+      else if (have !== version) throw new FeedGap(Number(account), "an update was lost before a heartbeat", version, have);
     }
   }
 }
@@ -264,16 +332,17 @@ export class Feed {
   constructor(channel, options, eventsMax, attach, letGo) {
     const { since, ...kept } = options;
     this.#channel = channel;
-    this.#options = kept;
+    const crossings = channel === "monitors";
+    this.#options = crossings ? { heartbeat_ms: HEARTBEAT_MS, ...kept } : kept;
     this.#eventsMax = eventsMax;
     this.#attach = attach;
     this.#letGo = letGo;
-    this.#arrived = new Cursor(since, options.all === true);
-    this.#read = new Cursor(since, options.all === true);
+    this.#arrived = new Cursor(since, options.all === true, channel);
+    this.#read = new Cursor(since, options.all === true, channel);
   }
 
-  /** `{epoch, versions}` of what has been read (of `all` `{epoch, position}`); null before the first event. Store it,
-   * and give it as `since` in a later run. */
+  /** `{epoch, versions}` of what has been read (of `all` `{epoch, position}`, of advances `{epoch, advances}`); null
+   * before the first event. Store it, and give it as `since` in a later run. */
   get position() {
     return this.#read.since();
   }
@@ -390,9 +459,13 @@ export function uuid7() {
 }
 
 /** Refuse what a Number has spoiled, or would. Throws TypeError, RangeError. */
-function check(params) {
+function check(params, method = "") {
+  // The betting wallet counts in whole units.
+  const wallet = method.startsWith("wallet_");
   for (const [name, value] of Object.entries(params)) {
-    if (/^(amount|overdraft_limit)$/.test(name) && typeof value !== "string")
+    if (wallet && name === "amount" && typeof value === "number" && !Number.isSafeInteger(value))
+      throw new RangeError(`${name} is not exact as a Number`);
+    if (!wallet && /^(amount|overdraft_limit|below|above)$/.test(name) && typeof value !== "string")
       throw new TypeError(`${name} must be text such as "10.00": a Number cannot hold money`);
     if (name.endsWith("_id") && typeof value === "number" && !Number.isSafeInteger(value))
       throw new RangeError(`${name} is not exact as a Number`);
@@ -400,9 +473,12 @@ function check(params) {
   for (const item of params.items ?? []) check(item.params ?? {});
 }
 
+const idName = (method) =>
+  method === "transaction_batch" ? "batch_id" : method.startsWith("wallet_") ? "transaction_uuid" : "transaction_id";
+
 /** The parameters with the id that makes a money command safe to send twice. */
 function withId(method, params) {
-  const name = method === "transaction_batch" ? "batch_id" : "transaction_id";
+  const name = idName(method);
   return !MONEY.has(method) || params[name] != null ? params : { ...params, [name]: uuid7() };
 }
 
@@ -417,7 +493,7 @@ class Call {
     this.id = id;
     this.method = method;
     this.bound = bound; // to one connection: means nothing on the next
-    this.transactionId = params.transaction_id ?? params.batch_id ?? null;
+    this.transactionId = params[idName(method)] ?? null;
     this.repeatable = this.transactionId !== null || isRead(method);
     this.text = JSON.stringify({ jsonrpc: "2.0", id, method, params });
   }
@@ -433,10 +509,10 @@ class Call {
  *   token?: string,
  *   tokenAs?: "message" | "subprotocol",
  *   WebSocket?: any,
- *   onNotice?: (notice: {type: string}) => void,
+ *   onNotice?: (notice: {type: string, expires_at?: string}) => void,
  * }} [options] `tokenAs`: "message" (the default) works for every token; "subprotocol" saves a round trip, for tokens
  *   that expire within 24 hours. `WebSocket`: a class to use instead of the global one. `onNotice` gets what the daemon
- *   says about the session, such as `{type: "expiring"}`: call `session_authenticate` with a newer token.
+ *   says about the session, such as `{type: "expiring", expires_at}`: call `session_authenticate` with a newer token.
  * @returns {Promise<Client>}
  * @throws CannotConnect, ConnectionEnded, LedgerError (the token), TypeError (no WebSocket here), SyntaxError (the URL)
  */
@@ -493,7 +569,7 @@ export class Client {
    */
   async call(method, params = {}) {
     if (/^ledger_(un)?subscribe$/.test(method)) throw new TypeError(`${method} belongs to a connection: use subscribe`);
-    check(params);
+    check(params, method);
     const call = new Call(++this.#number, method, withId(method, params));
     const giveUpAt = now() + this.#options.callMs;
     for (let attempt = 0; ; attempt++) {
@@ -516,9 +592,10 @@ export class Client {
 
   /**
    * Follow a channel. Read the feed with `for await`, or give handlers (`onStart`, `onUpdate`, `onLive`,
-   * `onTransaction`, `onAccountAdded`, `onHeartbeat`, `onError`), each awaited before the next event is taken.
+   * `onTransaction`, `onMonitor`, `onAccountAdded`, `onHeartbeat`, `onError`), each awaited before the next event is
+   * taken.
    *
-   * @param {"balances" | "transactions"} channel
+   * @param {"balances" | "transactions" | "advances" | "monitors" | "alerts"} channel
    * @param {Record<string, any>} [options] those of `ledger_subscribe`; `since` is the `position` of an earlier feed
    * @param {Record<string, (event: any) => any>} [handlers]
    * @returns {Feed}

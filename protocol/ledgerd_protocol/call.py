@@ -75,7 +75,7 @@ class Call:
         self.method = method
         self.settle = settle
         self.bound = bound  # to one connection: means nothing on the next
-        self.transaction_id: str | None = params.get("transaction_id") or params.get("batch_id")
+        self.transaction_id: str | None = params.get(id_name(method))
         self.repeatable = self.transaction_id is not None or is_read(method)
         self.sends = 0
         self.in_flight = False  # sent on the present connection, and not answered
@@ -90,10 +90,17 @@ def is_read(method: str) -> bool:
     )
 
 
+def id_name(method: str) -> str:
+    """The parameter that makes a command of this method safe to send twice."""
+    if method == "transaction_batch":
+        return "batch_id"
+    return "transaction_uuid" if method.startswith("wallet_") else "transaction_id"
+
+
 def with_id(method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
     """The parameters of a command with the id that makes it safe to send twice; chosen here if the caller did not."""
     known = methods.METHODS.get(method)
-    name = "batch_id" if method == "transaction_batch" else "transaction_id"
+    name = id_name(method)
     if known is None or not known.money or method == "transaction_cancel" or params.get(name) is not None:
         return params
     return {**params, name: str(uuid_utils.uuid7())}

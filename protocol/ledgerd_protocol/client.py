@@ -28,8 +28,9 @@ Rules of this file:
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -55,19 +56,31 @@ from ledgerd_protocol.connection import (
 )
 from ledgerd_protocol.cursor import FeedGap as FeedGap
 from ledgerd_protocol.errors import LedgerError
+from ledgerd_protocol.events import Notice as Notice
 from ledgerd_protocol.feed import Feed as Feed
+
+log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
 async def open_client(
-    url: str, *, token: str | None = None, retry: Retry | None = None, dial: Dial | None = None
+    url: str,
+    *,
+    token: str | None = None,
+    retry: Retry | None = None,
+    dial: Dial | None = None,
+    on_notice: Callable[[Notice], object] | None = None,
 ) -> AsyncIterator[Client]:
     """Connect, and stay connected for as long as the block lasts. Errors of the block come out of it unwrapped.
+
+    ``on_notice`` hears what the daemon says about the session: ``expiring`` a minute before the token expires, after
+    which ``session_authenticate`` with a newer token keeps the client going. It is called by the task that reads, so it
+    must not take long and cannot await; what it raises is logged and changes nothing.
 
     ``dial`` replaces the way a byte stream to the daemon is opened (a proxy, a Unix socket, a test).
     Raises CannotConnect, ConnectionEnded (a bad token: HTTP 401), ValueError (the URL).
     """
-    client = Client(address_of(url, dial), token, retry or Retry())
+    client = Client(address_of(url, dial), token, retry or Retry(), on_notice=on_notice)
     outcome: Exception | None = None
     async with trio.open_nursery() as nursery:
         await nursery.start(client._keep_connected)  # noqa: SLF001  one module
@@ -87,14 +100,24 @@ async def open_client(
 class Client:
     """Made by `open_client`. Calls may be made from any number of tasks at once."""
 
-    def __init__(self, address: Address, token: str | None, retry: Retry, *, in_flight_max: int = 256) -> None:
+    def __init__(
+        self,
+        address: Address,
+        token: str | None,
+        retry: Retry,
+        *,
+        on_notice: Callable[[Notice], object] | None = None,
+        in_flight_max: int = 256,
+    ) -> None:
         self._address = address
         self._token = token
         self._retry = retry
+        self._on_notice = on_notice
         self._ids = itertools.count(1)
         self._room = trio.Semaphore(in_flight_max)
         self._waiting: dict[int, Call] = {}
         self._unsent: deque[Call] = deque()
+        self._said_goodbye: trio.Event | None = None  # there once the client closes by its own will
         self._to_write = trio.Event()
         self._feeds: set[Feed] = set()
         self._routes: dict[str, Feed] = {}
@@ -193,6 +216,22 @@ class Client:
     async def transfer(self, **params: Any) -> results.Transaction:
         """Money between two accounts; see `messages.Transfer`."""
         return cast("results.Transaction", await self.call("transfer", **params))
+
+    async def hold(self, **params: Any) -> results.Transaction:
+        """Money of an account held back; see `messages.HoldPlace`."""
+        return cast("results.Transaction", await self.call("hold_place", **params))
+
+    async def capture(self, **params: Any) -> results.Transaction:
+        """The money of a hold taken; see `messages.HoldCapture`."""
+        return cast("results.Transaction", await self.call("hold_capture", **params))
+
+    async def release(self, **params: Any) -> results.Transaction:
+        """The money of a hold given free; see `messages.HoldRelease`."""
+        return cast("results.Transaction", await self.call("hold_release", **params))
+
+    async def reverse(self, **params: Any) -> results.Transaction:
+        """What a transaction moved, moved back; see `messages.TransactionReverse`."""
+        return cast("results.Transaction", await self.call("transaction_reverse", **params))
 
     async def balance(self, **params: Any) -> results.Balance:
         """A balance, now or as it was; see `messages.BalanceGet`."""
@@ -328,6 +367,9 @@ class Client:
                 useful = stream.heard_at > opened_at or trio.current_time() - opened_at > self._retry.delay_s_max
                 if closed.code in FINAL_CLOSES:
                     trouble = ConnectionEnded(closed.code, closed.reason or closed.name)
+                if self._said_goodbye is not None:
+                    # The reader of the WebSocket, in this nursery, has yet to hear the answer.
+                    await self._said_goodbye.wait()
                 nursery.cancel_scope.cancel()
         except* ConnectionRejected as group:
             trouble = rejection(group)
@@ -392,12 +434,24 @@ class Client:
         if isinstance(message, Notification):
             if message.method == "ledger_subscription":
                 self._route_event(message.params)
+            elif message.method == "ledger_session" and self._on_notice is not None:
+                self._tell(self._on_notice, message.params)
             return
         for reply in message if isinstance(message, list) else [message]:
             call = self._waiting.get(reply.id) if isinstance(reply.id, int) else None
             if call is None:
                 continue  # of a call that was cancelled
             self._settle(call, LedgerError.from_wire(reply.error or {}) if reply.result is None else reply.result)
+
+    def _tell(self, on_notice: Callable[[Notice], object], params: Raw) -> None:
+        try:
+            notice = _decode_notice(params)
+        except msgspec.MsgspecError as error:
+            raise BadReply(str(error)) from error
+        try:
+            on_notice(notice)
+        except Exception:
+            log.exception("on_notice failed")
 
     def _route_event(self, params: Raw) -> None:
         try:
@@ -435,9 +489,11 @@ class Client:
     async def _aclose(self) -> None:
         """Say goodbye if there is somebody to say it to, within `Retry.close_s`."""
         self._end(trio.ClosedResourceError("the client was closed"))
+        self._said_goodbye = trio.Event()
         if self._socket is not None:
             with trio.move_on_after(self._retry.close_s):
                 await self._socket.aclose()
+        self._said_goodbye.set()
 
 
 class _Pushed(Struct):
@@ -448,6 +504,7 @@ class _Pushed(Struct):
 
 
 _decode_pushed = msgspec.json.Decoder(_Pushed).decode
+_decode_notice = msgspec.json.Decoder(Notice).decode
 
 
 def _ignore(outcome: Raw | Exception) -> None:

@@ -22,7 +22,12 @@ from ledgerd_protocol.cursor import Cursor, FeedGap
 from ledgerd_protocol.errors import ErrorCode, LedgerError
 from ledgerd_protocol.events import Closed, Event
 
-KNOWN_EVENTS = frozenset(("start", "live", "update", "transaction", "account_added", "heartbeat", "closed"))
+KNOWN_EVENTS = frozenset(
+    ("start", "live", "update", "transaction", "monitor", "advance", "alert", "account_added", "heartbeat", "closed")
+)
+
+HEARTBEAT_MS = 10_000
+"""On the channel of monitors, unless the caller chose another: where few events come, they tell where to resume."""
 
 _decode_event = msgspec.json.Decoder(Event).decode
 
@@ -68,8 +73,16 @@ class Feed:
         position = since.get("position")
         self._channel = channel
         self._options = {name: value for name, value in options.items() if name != "since"}
-        self._arrived = Cursor(since.get("epoch"), versions, position, everything=everything)
-        self._read = Cursor(since.get("epoch"), versions, position, everything=everything)
+        crossings = channel == "monitors"
+        if crossings:
+            self._options.setdefault("heartbeat_ms", HEARTBEAT_MS)
+        advances = since.get("advances", {}) if channel == "advances" else None
+        self._arrived, self._read = (
+            Cursor(
+                since.get("epoch"), versions, position, everything=everything, crossings=crossings, advances=advances
+            )
+            for _ in range(2)
+        )
         self._attach = attach
         self._events_max = events_max
         self._queue: deque[Event] = deque()
@@ -90,6 +103,11 @@ class Feed:
     def versions(self) -> dict[int, int]:
         """The last version read of each account; with `epoch` this is the ``since`` of a later run."""
         return dict(self._read.versions)
+
+    @property
+    def advances(self) -> dict[str, int]:
+        """On the channel of advances: the last event read of each that runs; with `epoch` the ``since``."""
+        return dict(self._read.advances)
 
     @property
     def position(self) -> str | None:

@@ -31,9 +31,23 @@ CurrencyCode = Annotated[
     str, Meta(pattern=f"^[A-Z][A-Z0-9]{{2,11}}{_END}", max_length=12, description="A currency code of ISO 4217.")
 ]
 Text255 = Annotated[str, Meta(max_length=255)]
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
+_CONTROLS = r"\x00-\x1f\x7f"
+Name = Annotated[
+    str,
+    Meta(
+        pattern=rf"^[^\s{_CONTROLS}]([^{_CONTROLS}]*[^\s{_CONTROLS}])?{_END}",
+        min_length=1,
+        max_length=200,
+        description="A name on one line, without spaces around it.",
+    ),
+]
 Email = Annotated[
-    str, Meta(pattern=rf"^[^@\s]{{1,64}}@[^@\s]+\.[^@\s.]+{_END}", max_length=254, description="An e-mail address.")
+    str,
+    Meta(
+        pattern=rf"^[^@\s{_CONTROLS}]{{1,64}}@[^@\s.{_CONTROLS}]+(\.[^@\s.{_CONTROLS}]+)+{_END}",
+        max_length=254,
+        description="An e-mail address.",
+    ),
 ]
 Password = Annotated[str, Meta(min_length=8, max_length=1024)]
 Time = Annotated[
@@ -46,6 +60,30 @@ Time = Annotated[
     ),
 ]
 Limit = Annotated[int, Meta(ge=1, le=1000, description="Items per page.")]
+HOLD_EXPIRES_IN_S_MIN = 60
+HOLD_EXPIRES_IN_S_MAX = 31 * 86_400
+HOLD_EXPIRES_IN_S_DEFAULT = 7 * 86_400
+ExpiresIn = Annotated[
+    int,
+    Meta(
+        ge=HOLD_EXPIRES_IN_S_MIN,
+        le=HOLD_EXPIRES_IN_S_MAX,
+        description="For how many seconds the money is held back, unless the hold is captured or released before.",
+    ),
+]
+INSTALLMENTS_MAX = 1_000
+INTERVAL_DAYS_MAX = 366
+Installments = Annotated[
+    int, Meta(ge=1, le=INSTALLMENTS_MAX, description="How many payments; a daemon may allow fewer, see system_info.")
+]
+IntervalDays = Annotated[
+    int,
+    Meta(
+        ge=1,
+        le=INTERVAL_DAYS_MAX,
+        description="Days of 24 hours between two payments; a daemon may allow fewer, see system_info.",
+    ),
+]
 Scope = Literal["read", "user", "topup", "service", "operator"]
 Amount = Annotated[
     Raw,
@@ -67,9 +105,18 @@ Metadata = Annotated[
 ]
 """Kept raw so that numbers keep their spelling; see `ledgerd_protocol.metadata`."""
 
+WalletText = Annotated[Raw, Meta(extra_json_schema={"type": "string"})]
+WalletFlag = Annotated[Raw, Meta(extra_json_schema={"type": "boolean"})]
+WalletAmount = Annotated[
+    Raw, Meta(description="In units of the betting wallet.", extra_json_schema={"type": "integer", "minimum": 1})
+]
+WalletNames = Annotated[Raw, Meta(extra_json_schema={"type": "array", "items": {"type": "string"}})]
+WalletAnything = Annotated[Raw, Meta(description="The supplier's own.")]
+"""What members of the betting wallet's bodies should be. They are kept raw: no wrong type is refused while reading."""
+
 TransactionKind = Literal[
     "credit", "debit", "transfer", "hold", "capture", "release", "expiry", "reversal", "bet", "win", "rollback",
-    "advance", "advance_payment", "limit", "freeze", "close", "cancel",
+    "advance", "advance_payment", "limit", "freeze", "unfreeze", "close", "cancel",
 ]  # fmt: skip
 TransactionStatus = Literal["posted", "pending", "captured", "released", "expired", "failed", "cancelled"]
 

@@ -12,12 +12,17 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
+from ledgerd_protocol.advances import INSTALLMENTS_DEFAULT, INTERVAL_DAYS_DEFAULT, AdvanceStatus
 from ledgerd_protocol.fields import (
+    HOLD_EXPIRES_IN_S_DEFAULT,
     ID_MAX,
     AccountId,
     Amount,
     CurrencyCode,
     Email,
+    ExpiresIn,
+    Installments,
+    IntervalDays,
     Limit,
     Metadata,
     Name,
@@ -30,13 +35,22 @@ from ledgerd_protocol.fields import (
     TransactionStatus,
     UserId,
     Version,
+    WalletAmount,
+    WalletAnything,
+    WalletFlag,
+    WalletNames,
+    WalletText,
 )
 
 
 class Params(Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of every command's parameters. Of each group of names in `exclusive` at most one may be given."""
+    """Base of every command's parameters. Of each group of names in `exclusive` at most one may be given.
+
+    Of `lenient` ones nothing is refused while they are read: see `WalletBody`.
+    """
 
     exclusive: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    lenient: ClassVar[bool] = False
 
 
 class Nothing(Params, frozen=True, kw_only=True):
@@ -71,6 +85,13 @@ class SessionLogout(Params, frozen=True, kw_only=True):
     all: bool = False
 
 
+class SessionChangePassword(Params, frozen=True, kw_only=True):
+    """Set the user's password, given the present one, and revoke every token of the user but the connection's."""
+
+    password: Annotated[str, Meta(max_length=1024)]
+    new_password: Password
+
+
 # -- users and tokens ----------------------------------------------------------------------------------------------
 
 
@@ -87,6 +108,33 @@ class UserGet(Params, frozen=True, kw_only=True):
     """A user; without user_id the caller's own."""
 
     user_id: UserId | UnsetType = UNSET
+
+
+class UserList(Params, frozen=True, kw_only=True):
+    """Every user, oldest first."""
+
+    cursor: Annotated[str, Meta(max_length=512)] | UnsetType = UNSET
+    limit: Limit = 100
+
+
+class UserUpdate(Params, frozen=True, kw_only=True):
+    """Change the name or the e-mail of a user, without user_id the caller's own; what is left out stays."""
+
+    user_id: UserId | UnsetType = UNSET
+    name: Name | UnsetType = UNSET
+    email: Email | UnsetType = UNSET
+
+
+class UserDisable(Params, frozen=True, kw_only=True):
+    """Let a user spend nothing more, from the answer on; money may still reach it."""
+
+    user_id: UserId
+
+
+class UserEnable(Params, frozen=True, kw_only=True):
+    """Let a disabled user spend again."""
+
+    user_id: UserId
 
 
 class TokenCreate(Params, frozen=True, kw_only=True):
@@ -152,6 +200,25 @@ class AccountSetLimit(AccountName, frozen=True, kw_only=True):
     transaction_id: TransactionId | UnsetType = UNSET
 
 
+class AccountStatusParams(AccountName, frozen=True, kw_only=True):
+    """What a change of an account's status may carry."""
+
+    transaction_id: TransactionId | UnsetType = UNSET
+    reason: Text255 | UnsetType = UNSET
+
+
+class AccountFreeze(AccountStatusParams, frozen=True, kw_only=True):
+    """Let nothing more be spent from an account; money may still reach it, and what was held may be captured."""
+
+
+class AccountUnfreeze(AccountStatusParams, frozen=True, kw_only=True):
+    """Let a frozen account be spent from again."""
+
+
+class AccountClose(AccountStatusParams, frozen=True, kw_only=True):
+    """Close an account for ever; nothing may be left on it, held back included."""
+
+
 class BalanceGet(AccountName, frozen=True, kw_only=True):
     """The balance now, or as it was `at` a time or after a `version`; with min_version waits briefly for it."""
 
@@ -208,6 +275,39 @@ class Transfer(MoneyParams, frozen=True, kw_only=True):
     amount: Amount
     currency: CurrencyCode | UnsetType = UNSET
     direction: Literal["debit", "credit"] = "debit"
+
+
+class HoldPlace(MoneyParams, frozen=True, kw_only=True):
+    """Hold money of an account back, perhaps for a destination, until it is captured, released or expires."""
+
+    exclusive = (("account_id", "user_id"),)
+
+    account_id: AccountId | UnsetType = UNSET
+    user_id: UserId | UnsetType = UNSET
+    amount: Amount
+    currency: CurrencyCode | UnsetType = UNSET
+    destination_account_id: AccountId | UnsetType = UNSET
+    expires_in_s: ExpiresIn = HOLD_EXPIRES_IN_S_DEFAULT
+
+
+class HoldCapture(MoneyParams, frozen=True, kw_only=True):
+    """Take the money of a hold, or the part of it that is named; the rest is free again."""
+
+    hold_id: TransactionId
+    amount: Amount | UnsetType = UNSET
+
+
+class HoldRelease(MoneyParams, frozen=True, kw_only=True):
+    """Give the money of a hold free again."""
+
+    hold_id: TransactionId
+
+
+class TransactionReverse(MoneyParams, frozen=True, kw_only=True):
+    """Move back what a transaction moved, or the part of it that is named; several times, up to the whole."""
+
+    original_transaction_id: TransactionId
+    amount: Amount | UnsetType = UNSET
 
 
 BATCH_ITEMS_MAX = 1_000
@@ -270,14 +370,171 @@ class TransactionList(Params, frozen=True, kw_only=True):
     limit: Limit = 100
 
 
+REPORT_CURSOR_MAX = 1024
+"""Characters of a report's cursor: it carries a snapshot, which a hundred open transactions make 500 bytes at most."""
+
+
+class TransactionReport(Params, frozen=True, kw_only=True):
+    """All transactions and refused attempts that the caller may see, newest first, of at most the last five days."""
+
+    exclusive = (("account_id", "user_id"),)
+
+    created_from: Time | UnsetType = UNSET
+    created_before: Time | UnsetType = UNSET
+    status: TransactionStatus | UnsetType = UNSET
+    account_id: AccountId | UnsetType = UNSET
+    user_id: UserId | UnsetType = UNSET
+    currency: CurrencyCode | UnsetType = UNSET
+    cursor: Annotated[str, Meta(max_length=REPORT_CURSOR_MAX)] | UnsetType = UNSET
+    limit: Limit = 100
+    with_total: bool = False
+
+
+# -- advances ------------------------------------------------------------------------------------------------------
+
+
+class AdvanceRequest(MoneyParams, frozen=True, kw_only=True):
+    """Pay an advance to an account, to be paid back in equal payments, the first an interval later."""
+
+    exclusive = (("account_id", "user_id"),)
+
+    account_id: AccountId | UnsetType = UNSET
+    user_id: UserId | UnsetType = UNSET
+    amount: Amount
+    currency: CurrencyCode | UnsetType = UNSET
+    installments: Installments = INSTALLMENTS_DEFAULT
+    interval_days: IntervalDays = INTERVAL_DAYS_DEFAULT
+
+
+class AdvanceGet(Params, frozen=True, kw_only=True):
+    """An advance with its payments and what happened to it."""
+
+    advance_id: TransactionId
+
+
+class AdvanceList(AccountName, frozen=True, kw_only=True):
+    """Advances of one account, the newest first, with their payments."""
+
+    status: AdvanceStatus | UnsetType = UNSET
+    cursor: Annotated[str, Meta(max_length=512)] | UnsetType = UNSET
+    limit: Limit = 100
+
+
+class AdvanceRepay(MoneyParams, frozen=True, kw_only=True):
+    """Pay an advance back early, all that is outstanding or the part that is named."""
+
+    advance_id: TransactionId
+    amount: Amount | UnsetType = UNSET
+
+
+# -- monitors ------------------------------------------------------------------------------------------------------
+
+
+class MonitorSet(AccountName, frozen=True, kw_only=True):
+    """Be told whenever the balance of an account falls below an amount, or rises above one."""
+
+    exclusive: ClassVar[tuple[tuple[str, ...], ...]] = (("account_id", "user_id"), ("below", "above"))
+
+    below: Amount | UnsetType = UNSET
+    above: Amount | UnsetType = UNSET
+    label: Text255 | UnsetType = UNSET
+
+
+class MonitorList(Params, frozen=True, kw_only=True):
+    """Monitors of an account, of a user's accounts or of the caller's own; services and operators see everybody's."""
+
+    exclusive: ClassVar[tuple[tuple[str, ...], ...]] = (("account_id", "user_id"),)
+
+    account_id: AccountId | UnsetType = UNSET
+    user_id: UserId | UnsetType = UNSET
+    cursor: Annotated[str, Meta(max_length=512)] | UnsetType = UNSET
+    limit: Limit = 100
+
+
+class MonitorRemove(Params, frozen=True, kw_only=True):
+    """Remove a monitor; it tells nothing any more."""
+
+    monitor_id: Annotated[int, Meta(ge=1, le=ID_MAX)]
+
+
+# -- the betting wallet --------------------------------------------------------------------------------------------
+
+
+class WalletBody(Params, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """Base of the bodies of the betting wallet, which come from suppliers who know their own protocol only.
+
+    Members that are not listed are ignored, and those that are stay raw: what is wrong with them is answered as a
+    status, in the profile's own order. A body that is no object has no members.
+    """
+
+    lenient: ClassVar[bool] = True
+
+
+class WalletCreateUsers(WalletBody, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """Create betting users by name, each with 100,000 units of USD; empty and existing names are passed over."""
+
+    users: WalletNames | UnsetType = UNSET
+
+
+class WalletBalance(WalletBody, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """The balance of a betting user."""
+
+    user: WalletText | UnsetType = UNSET
+    request_uuid: WalletText | UnsetType = UNSET
+    currency: WalletText | UnsetType = UNSET
+    token: WalletText | UnsetType = UNSET
+
+
+class WalletRequest(WalletBody, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """What bet, win and rollback have in common."""
+
+    user: WalletText | UnsetType = UNSET
+    transaction_uuid: WalletText | UnsetType = UNSET
+    request_uuid: WalletText | UnsetType = UNSET
+    currency: WalletText | UnsetType = UNSET
+    token: WalletText | UnsetType = UNSET
+    round: WalletText | UnsetType = UNSET
+    round_closed: WalletFlag | UnsetType = UNSET
+    game_code: WalletText | UnsetType = UNSET
+    supplier_user: WalletText | UnsetType = UNSET
+    supplier_transaction_id: WalletText | UnsetType = UNSET
+    is_free: WalletFlag | UnsetType = UNSET
+    is_aggregated: WalletFlag | UnsetType = UNSET
+    reward_uuid: WalletText | UnsetType = UNSET
+    bet: WalletText | UnsetType = UNSET
+    meta: WalletAnything | UnsetType = UNSET
+
+
+class WalletBet(WalletRequest, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """A betting user stakes an amount."""
+
+    amount: WalletAmount | UnsetType = UNSET
+
+
+class WalletWin(WalletRequest, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """A bet is won: one win for each bet."""
+
+    amount: WalletAmount | UnsetType = UNSET
+    reference_transaction_uuid: WalletText | UnsetType = UNSET
+
+
+class WalletRollback(WalletRequest, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """A bet never was: its stake comes back, and if it comes later it is refused."""
+
+    reference_transaction_uuid: WalletText | UnsetType = UNSET
+
+
 # -- the live feed -------------------------------------------------------------------------------------------------
 
 
 class Since(Params, frozen=True, kw_only=True):
-    """Where a subscriber stopped: the epoch it saw, and the last version of each account, or of `all` the position."""
+    """Where a subscriber stopped: the epoch it saw, and the last version of each account, or the last event of each
+    advance, or of `all` the position.
+    """
 
     epoch: Annotated[str, Meta(max_length=64)]
     versions: Annotated[dict[AccountId, Version], Meta(max_length=1000)] | UnsetType = UNSET
+    advances: Annotated[dict[TransactionId, Version], Meta(max_length=5000)] | UnsetType = UNSET
     position: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET
 
 
@@ -295,9 +552,9 @@ class SubscribeOptions(Params, frozen=True, kw_only=True):
 
 
 class LedgerSubscribe(Params, frozen=True, kw_only=True):
-    """Follow balances or transactions; the answer is the subscription's id, events follow it."""
+    """Follow balances, transactions or monitors; the answer is the subscription's id, events follow it."""
 
-    channel: Literal["balances", "transactions"]
+    channel: Literal["balances", "transactions", "advances", "monitors", "alerts"]
     options: SubscribeOptions = SubscribeOptions()
 
 

@@ -27,13 +27,22 @@ _REF = "#/components/schemas/{name}"
 _PAGE_ITEMS = {
     "account_list": results.Account,
     "token_list": results.TokenInfo,
+    "user_list": results.User,
     "transaction_list": results.Transaction,
+    "transaction_report": results.Transaction,
+    "advance_list": results.Advance,
+    "monitor_list": results.Monitor,
 }
+_OTHER_ITEMS = {"transaction_report": results.FailedTransaction}
+"""What else the items of a page may be."""
 _EVENTS = (
     events.Start,
     events.Live,
     events.Update,
     events.TransactionEvent,
+    events.MonitorCrossed,
+    events.AlertRaised,
+    events.AdvanceHappened,
     events.AccountAdded,
     events.Heartbeat,
     events.Closed,
@@ -46,7 +55,7 @@ def document() -> dict[str, Any]:
     types = [method.params for method in METHODS.values()]
     results = [method.result for method in METHODS.values()]
     schemas, components = msgspec.json.schema_components(
-        [*types, *results, *_PAGE_ITEMS.values(), *_EVENTS], ref_template=_REF
+        [*types, *results, *_PAGE_ITEMS.values(), *_OTHER_ITEMS.values(), *_EVENTS], ref_template=_REF
     )
     result_schemas = dict(zip(METHODS, schemas[len(types) :], strict=False))
     for component in components.values():
@@ -102,9 +111,13 @@ def _parameters(method: Method, components: dict[str, Any]) -> list[dict[str, An
 
 
 def _result_schema(method: Method, result: dict[str, Any]) -> dict[str, Any]:
-    if method.result is not Page:
+    if method.name not in _PAGE_ITEMS:
+        assert method.result is not Page, f"nobody says what the items of {method.name} are"
         return result
-    item = {"$ref": _REF.format(name=_PAGE_ITEMS[method.name].__name__)}
+    item: dict[str, Any] = {"$ref": _REF.format(name=_PAGE_ITEMS[method.name].__name__)}
+    other = _OTHER_ITEMS.get(method.name)
+    if other is not None:
+        item = {"anyOf": [item, {"$ref": _REF.format(name=other.__name__)}]}
     return {"allOf": [result, {"type": "object", "properties": {"items": {"type": "array", "items": item}}}]}
 
 
@@ -114,7 +127,9 @@ def _may_answer(method: Method, code: ErrorCode) -> bool:
     match code // 1000:
         case 2:
             return room not in ("rpc.discover", "system", "session")
-        case 3 | 4:
+        case 3:
+            return method.money or method.name == "monitor_set"
+        case 4:
             return method.money
         case 6:
             return room == "advance"
@@ -143,7 +158,10 @@ def _notifications() -> list[dict[str, Any]]:
         {
             "name": "ledger_session",
             "summary": "A notice about the connection itself.",
-            "params": [{"name": "type", "required": True, "schema": {"enum": ["expiring", "going_away"]}}],
+            "params": [
+                {"name": "type", "required": True, "schema": {"enum": ["expiring", "going_away"]}},
+                {"name": "expires_at", "required": False, "schema": {"type": "string"}},
+            ],
         },
     ]
 

@@ -5,6 +5,7 @@ Rules of this file:
 - Absent parameters, ``null``, ``{}`` and ``[]`` are the same. ``[{...}]`` is by name. Other arrays are positional, in
   the order of the Struct's fields, and refused for money: a swapped source and destination must not pass.
 - Unknown parameters are refused.
+- Parameters that are lenient are read without any refusal: their method says in its own way what is wrong.
 - An amount is never a number here: it stays the raw text that `ledgerd_protocol.money` judges.
 - All mistakes are reported at once, each with a pointer into the parameters as they were sent.
 - Keys that occur twice, and text that is not JSON, have been refused by `ledgerd_protocol.codec` before.
@@ -58,8 +59,10 @@ def decode_params(method: Method, raw: bytes) -> Params:
 
     Amounts match the grammar of amounts and metadata its limits, but both are still raw. The commands inside a
     `TransactionBatch` are read by `decode_items`. Raises LedgerError ``invalid_params``, with every mistake in
-    ``data["errors"]`` as ``{"pointer", "detail"}``.
+    ``data["errors"]`` as ``{"pointer", "detail"}``; never of parameters that are lenient.
     """
+    if method.params.lenient:
+        return _leniently(method, raw)
     named, place, names = _by_name(method, raw)
     params = _decoded(method.params, named)
     if params is None:
@@ -143,6 +146,14 @@ def _problems_in_items(named: bytes) -> Iterator[Problem]:
             continue
         except _ItemRefused as refused:
             yield from refused.problems
+
+
+def _leniently(method: Method, raw: bytes) -> Params:
+    """The parameters of a method that judges them itself, whatever they are."""
+    try:
+        return _plan(method.params).decoder.decode(raw if raw[:1] == b"{" else _by_name(method, raw)[0])
+    except (LedgerError, msgspec.MsgspecError, RecursionError):
+        return method.params()
 
 
 def _without_id(params: Params) -> bool:

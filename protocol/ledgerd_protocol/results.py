@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
+
+from ledgerd_protocol.advances import AdvanceEventKind, AdvanceStatus, PaymentStatus
 
 
 class Pong(Struct, frozen=True, omit_defaults=True):
@@ -128,7 +130,12 @@ class Actor(Struct, frozen=True):
 
 
 class Transaction(Struct, frozen=True, omit_defaults=True):
-    """One movement of money. Entries are those of accounts the present caller may see; the world's side is null."""
+    """One movement of money. Entries are those of accounts the present caller may see; the world's side is null.
+
+    `hold_id` belongs to holds and what ends them, `expires_at` to holds, `reverses` to reversals, and
+    `reference_transaction_id` to wins and rollbacks. `reversed_amount` is shown of what can be reversed, where a
+    transaction is read, not as it is posted.
+    """
 
     transaction_id: str
     kind: str
@@ -140,8 +147,14 @@ class Transaction(Struct, frozen=True, omit_defaults=True):
     entries: list[Entry]
     reference: str | None
     reason: str | None
-    metadata: Raw | None
+    metadata: dict[str, Any] | None  # the daemon encodes it as it is stored, with its numbers as they were spelled
     created_at: str
+    hold_id: str | UnsetType = UNSET
+    expires_at: str | UnsetType = UNSET
+    reverses: str | UnsetType = UNSET
+    reversed_amount: str | UnsetType = UNSET
+    reference_transaction_id: str | UnsetType = UNSET
+    advance_id: str | UnsetType = UNSET
     actor: Actor | UnsetType = UNSET
     replayed: bool | UnsetType = UNSET
     attempts: list[Attempt] | UnsetType = UNSET
@@ -176,7 +189,155 @@ class Page(Struct, frozen=True):
     as_of: str
 
 
+class Opening(Struct, frozen=True):
+    """An account as it was just before a transaction: after `version`; 0 is its opening."""
+
+    version: int
+    balance: str
+    held: str
+    available: str
+
+
+class TransactionPage(Struct, frozen=True):
+    """A page of an account's transactions, and the account just before the oldest of them; null if there is none."""
+
+    items: list[Any]
+    next_cursor: str | None
+    as_of: str
+    opening: Opening | None
+
+
+class FailedTransaction(Struct, frozen=True, omit_defaults=True):
+    """A refused command in a report. `error` is the error's stable string, `reason` what the command said.
+
+    `amount` is null if the command had none, or none that the currency can express.
+    """
+
+    attempt_id: str
+    transaction_id: str
+    kind: str
+    status: Literal["failed"]
+    error: str
+    amount: str | None
+    currency: str | None
+    debit_account_id: int | None
+    credit_account_id: int | None
+    reference: str | None
+    reason: str | None
+    created_at: str
+    actor: Actor | UnsetType = UNSET
+
+
+class ReportPage(Struct, frozen=True):
+    """A page of a report: transactions and failed ones. The totals are null unless the first page asked for them."""
+
+    items: list[Any]
+    next_cursor: str | None
+    as_of: str
+    total_items: int | None
+    total_pages: int | None
+
+
+class AdvancePayment(Struct, frozen=True):
+    """A payment of an advance. It asks for `amount` - `paid`; `rolled_over` of it came from payments that failed."""
+
+    number: int
+    due_at: str
+    amount: str
+    rolled_over: str
+    paid: str
+    status: PaymentStatus
+    reason: str | None
+
+
+class AdvanceHistory(Struct, frozen=True):
+    """Something that happened to an advance; events are numbered without a hole. `outstanding` is as after it."""
+
+    event: int
+    type: AdvanceEventKind
+    number: int | None
+    amount: str
+    outstanding: str
+    reason: str | None
+    transaction_id: str | None
+    created_at: str
+
+
+class Advance(Struct, frozen=True, omit_defaults=True):
+    """An advance. Of very many payments or events the latest are shown, and `..._omitted` counts the others.
+
+    `events` are shown by advance_get, and `transaction` in the answer to the command that posted it.
+    """
+
+    advance_id: str
+    account_id: int
+    user_id: int
+    currency: str
+    principal: str
+    outstanding: str
+    status: AdvanceStatus
+    installments: int
+    interval_days: int
+    created_at: str
+    payments: list[AdvancePayment]
+    payments_omitted: int | UnsetType = UNSET
+    events: list[AdvanceHistory] | UnsetType = UNSET
+    events_omitted: int | UnsetType = UNSET
+    transaction: Transaction | UnsetType = UNSET
+
+
+class Monitor(Struct, frozen=True, omit_defaults=True):
+    """What is to be told of an account. It has `below` or `above`, and looks at the changes after `version`."""
+
+    monitor_id: int
+    account_id: int
+    version: int
+    currency: str
+    label: str | None
+    created_at: str
+    below: str | UnsetType = UNSET
+    above: str | UnsetType = UNSET
+
+
+class Removed(Struct, frozen=True):
+    """How many were removed: 0 if it had been removed before."""
+
+    removed: int
+
+
 class Revoked(Struct, frozen=True):
     """A revoked token, or how many were."""
 
     revoked: int
+
+
+WalletStatus = Literal[
+    "RS_OK",
+    "RS_ERROR_UNKNOWN",
+    "RS_ERROR_INVALID_TOKEN",
+    "RS_ERROR_TOKEN_EXPIRED",
+    "RS_ERROR_WRONG_CURRENCY",
+    "RS_ERROR_NOT_ENOUGH_MONEY",
+    "RS_ERROR_USER_DISABLED",
+    "RS_ERROR_WRONG_SYNTAX",
+    "RS_ERROR_WRONG_TYPES",
+    "RS_ERROR_DUPLICATE_TRANSACTION",
+    "RS_ERROR_TRANSACTION_DOES_NOT_EXIST",
+]
+
+
+class WalletAnswer(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How the betting wallet answers. Currency and balance, an integer in the wallet's unit, only with RS_OK."""
+
+    user: str | UnsetType = UNSET
+    status: WalletStatus
+    request_uuid: str | UnsetType = UNSET
+    currency: str | UnsetType = UNSET
+    balance: int | UnsetType = UNSET
+
+
+class WalletCreated(Struct, frozen=True, omit_defaults=True):
+    """How many users are new. The status is there only if nothing was done."""
+
+    created: int
+    status: WalletStatus | UnsetType = UNSET

@@ -15,28 +15,25 @@ import trio
 import trio.testing
 
 from ledgerd.config import Config
-from ledgerd.engine.committer import Committer
-from ledgerd.engine.directory import AccountDirectory
-from ledgerd.engine.hub import Hub
-from ledgerd.engine.ports import (
+from ledgerd.engine.commands import (
     AccountFacts,
     AccountRef,
-    AccountState,
     ActorInfo,
-    CallRefused,
     Command,
     Outcome,
-    Place,
     Posted,
     Principal,
     Record,
     Refused,
     Side,
-    StorageUnavailable,
-    Stretch,
     Unit,
 )
+from ledgerd.engine.committer import Committer
+from ledgerd.engine.directory import AccountDirectory
+from ledgerd.engine.hub import Hub
+from ledgerd.engine.ports import CallRefused, StorageUnavailable
 from ledgerd.engine.router import Router
+from ledgerd.engine.states import AccountState, Place, Stretch
 from ledgerd.engine.subscription import Subscription
 from ledgerd_protocol.errors import ErrorCode
 from ledgerd_protocol.messages import SubscribeOptions
@@ -79,6 +76,7 @@ def command(
     reason: str | None = None,
     currency: str | None = None,
     transaction_id: str | None = None,
+    refers_to: str | None = None,
 ) -> Command:
     """A money command; accounts are given by id or as a ref."""
     number = next(_numbers)
@@ -95,6 +93,7 @@ def command(
         reason=reason,
         metadata=None,
         arrived_at=trio.current_time(),
+        refers_to=refers_to,
     )
 
 
@@ -155,6 +154,7 @@ class FakeLedger:
     def __init__(self) -> None:
         self.accounts: dict[int, AccountState] = {}
         self.records: dict[str, tuple[Record, str]] = {}
+        self.wallets: dict[str, int] = {}  # the user of each
         self.refused: dict[str, Refused] = {}
         self.histories: dict[int, list[Record]] = {}
         self.commits: list[Record] = []
@@ -288,6 +288,18 @@ class FakeLedger:
         return [self._find(ref, currency) for ref, currency in refs]
 
     def _find(self, ref: AccountRef, currency: str) -> AccountFacts | None:
+        transaction_id = ref.payer_of or ref.receiver_of
+        if transaction_id is not None:
+            if transaction_id not in self.records:
+                return None
+            record = self.records[transaction_id][0]
+            sides = (record.debit_account, record.credit_account)
+            first, second = sides if ref.payer_of is not None else reversed(sides)
+            return self._find(AccountRef(account_id=first or second), "")
+        if ref.wallet is not None:
+            of_wallet = [state for state in self.accounts.values() if state.user_id == self.wallets.get(ref.wallet)]
+            of_wallet.sort(key=lambda state: (state.currency != currency, state.account_id))
+            return self._find(AccountRef(account_id=of_wallet[0].account_id), "") if of_wallet else None
         for state in self.accounts.values():
             if ref.account_id == state.account_id or (ref.user_id, currency) == (state.user_id, state.currency):
                 return AccountFacts(state.account_id, state.user_id, state.currency, state.scale)

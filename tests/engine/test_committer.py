@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
+from ledgerd.engine.commands import AccountRef, Posted, Record
 from ledgerd.engine.committer import PASSED_OVER_MAX
-from ledgerd.engine.ports import AccountRef, Posted, Record
 from ledgerd_protocol.errors import ErrorCode
 from tests.engine.fake_ledger import (
     POISON,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ledgerd.engine.directory import AccountDirectory
-from ledgerd.engine.ports import AccountRef, StorageUnavailable
+from ledgerd.engine.commands import AccountRef
+from ledgerd.engine.directory import AccountDirectory, key_of
+from ledgerd.engine.ports import StorageUnavailable
 from tests.engine.fake_ledger import FakeLedger
 
 
@@ -55,6 +56,44 @@ async def test_a_users_accounts_in_two_currencies_are_two(ledger: FakeLedger) ->
     directory = AccountDirectory(ledger, 100)
     found = await directory.find([BY_USER, (AccountRef(user_id=4), "EUR")])
     assert [facts.account_id for facts in found if facts] == [4, 50]
+
+
+async def test_a_side_of_a_transaction_is_remembered_once_it_is_posted(ledger: FakeLedger) -> None:
+    directory = AccountDirectory(ledger, 100)
+    payer, receiver = (AccountRef(payer_of="some id"), ""), (AccountRef(receiver_of="some id"), "")
+    assert await directory.find([payer, receiver]) == [None, None]
+    ledger.post([("debit", 3, -1), ("credit", 4, 1)], transaction_id="some id")
+    found = await directory.find([payer, receiver])
+    assert [facts.account_id for facts in found if facts] == [3, 4]
+    assert [directory.known(*named) for named in (payer, receiver)] == found
+
+
+async def test_both_sides_of_a_transaction_with_the_world_are_the_other_one(ledger: FakeLedger) -> None:
+    directory = AccountDirectory(ledger, 100)
+    posted = ledger.credit(5)
+    refs = [AccountRef(payer_of=posted.transaction_id), AccountRef(receiver_of=posted.transaction_id)]
+    found = await directory.find([(ref, "") for ref in refs])
+    assert [facts.account_id for facts in found if facts] == [5, 5]
+
+
+async def test_a_wallet_is_remembered_in_the_currency_it_has_and_asked_for_in_one_it_lacks(ledger: FakeLedger) -> None:
+    ledger.wallets["ada"] = 4
+    directory = AccountDirectory(ledger, 100)
+    dollars, euros = (AccountRef(wallet="ada"), "USD"), (AccountRef(wallet="ada"), "EUR")
+    found = await directory.find([dollars, euros])
+    assert [facts.account_id for facts in found if facts] == [4, 4], "the first, where there is none in the currency"
+    assert directory.known(*dollars) == found[0]
+    assert directory.known(*euros) is None
+    ledger.open(50, user_id=4, currency="EUR")
+    (facts,) = await directory.find([euros])
+    assert facts is not None
+    assert facts.account_id == 50
+    assert directory.known(*euros) == facts
+
+
+async def test_names_of_different_kinds_are_not_taken_for_each_other(ledger: FakeLedger) -> None:
+    refs = [AccountRef(wallet="x"), AccountRef(payer_of="x"), AccountRef(receiver_of="x"), AccountRef(user_id=1)]
+    assert len({key_of(ref, "USD") for ref in refs}) == 4
 
 
 async def test_it_holds_no_more_than_it_may_and_keeps_what_is_used(ledger: FakeLedger) -> None:

@@ -278,4 +278,4 @@ async def test_a_connection_that_is_gone_ends_it(autojump_clock: object, engine:
 async def test_a_heartbeat_comes_after_silence(autojump_clock: object, engine: Engine) -> None:
     sink = await follow(engine, heartbeat_ms=1000)
     await trio.sleep(1.1)
-    assert sink.take() == [{"type": "heartbeat", "versions": {}}]
+    assert sink.take() == [{"type": "heartbeat", "versions": {}, "position": "0"}]

@@ -8,9 +8,10 @@ import pytest
 import trio
 
 from ledgerd.config import Config
+from ledgerd.engine.commands import ActorInfo, Record, Side
 from ledgerd.engine.feed import SharedFeed
 from ledgerd.engine.hints import PAYLOAD_BYTES_MAX, Hints
-from ledgerd.engine.ports import AccountState, ActorInfo, Record, Side
+from ledgerd.engine.states import AccountState
 
 from .fake_ledger import settle
 

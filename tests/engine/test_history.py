@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import trio
 
+from ledgerd.engine.commands import Record
 from ledgerd.engine.history import SharedHistory
-from ledgerd.engine.ports import Record, StorageUnavailable
+from ledgerd.engine.ports import StorageUnavailable
 from tests.engine.fake_ledger import FakeLedger
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from ledgerd.engine.ports import Posted, Refused
+from ledgerd.engine.commands import Posted, Refused
 from ledgerd.engine.subscription import Subscription
 from ledgerd_protocol.errors import ErrorCode
 from ledgerd_protocol.messages import Since

@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from ledgerd.engine.ports import ABSENT, AccountRef
+from ledgerd.engine.commands import ABSENT, AccountFacts, AccountRef, Command, Principal
+from ledgerd.engine.router import SentLately
 from ledgerd_protocol.errors import ErrorCode
 from tests.engine.fake_ledger import (
+    OPERATOR,
+    SERVICE,
     Asked,
     Engine,
     FakeLedger,
@@ -148,6 +151,116 @@ async def test_all_who_wait_for_accounts_are_asked_for_together(autojump_clock: 
         engine.router.try_route(unit)
     await engine.answers(*units)
     assert len(engine.ledger.directory_calls) == 1
+
+
+# -- what refers to another transaction -------------------------------------------------------------------------------
+
+
+def capture(hold_id: str, amount: str | None = None, *, by: Principal = SERVICE) -> Command:
+    debit, credit = AccountRef(payer_of=hold_id), AccountRef(receiver_of=hold_id)
+    return command("capture", debit, credit, amount, by=by, refers_to=hold_id)
+
+
+def filled(engine: Engine, *commands: Command) -> Asked:
+    """What the router writes into commands whose accounts are in memory; nothing is sent."""
+    unit = Asked(*commands)
+    engine.router._fill(unit, engine.directory.known)
+    return unit
+
+
+async def test_a_command_finds_the_accounts_of_one_that_was_sent_just_before_it(
+    autojump_clock: object, engine: Engine
+) -> None:
+    await warm(engine, 1, 2)
+    hold = Asked(command("hold", 1, 2))
+    assert engine.router.try_route(hold)
+    (found,) = filled(engine, capture(hold.commands[0].transaction_id, "0.50")).commands
+    assert (found.debit_account, found.credit_account, found.amount_minor) == (1, 2, 50)
+    assert found.currency == "USD", "the one the amount was read in: the kernel refuses if it is another"
+    assert engine.ledger.directory_calls[1:] == [], "without asking"
+    await hold.outcome()
+
+
+async def test_it_waits_behind_the_one_whose_accounts_are_asked_for_and_finds_it_then(
+    autojump_clock: object, engine: Engine
+) -> None:
+    engine.ledger.directory_delay_s = 1.0
+    hold = Asked(command("hold", 1, 2))
+    late = Asked(capture(hold.commands[0].transaction_id, "0.50"))
+    engine.router.try_route(hold)
+    assert not engine.router.try_route(late)
+    await engine.answers(hold, late)
+    assert (late.commands[0].debit_account, late.commands[0].amount_minor) == (1, 50)
+    assert [ids for _, ids, _ in engine.ledger.calls] == [
+        [hold.commands[0].transaction_id, late.commands[0].transaction_id]
+    ]
+
+
+async def test_members_of_one_unit_find_each_other(autojump_clock: object, engine: Engine) -> None:
+    hold = command("hold", 1, None)
+    unit = Asked(hold, capture(hold.transaction_id, "0.50"))
+    await engine.send(unit)
+    await engine.answers(unit)
+    assert (unit.commands[1].debit_account, unit.commands[1].credit_account) == (1, 1)
+    assert unit.commands[1].amount_minor == 50
+
+
+async def test_what_was_posted_earlier_is_asked_for(autojump_clock: object, engine: Engine) -> None:
+    posted = engine.ledger.move(3, 4)
+    unit = Asked(
+        command("reversal", AccountRef(receiver_of=posted.transaction_id), AccountRef(payer_of=posted.transaction_id),
+                "0.25", refers_to=posted.transaction_id)
+    )  # fmt: skip
+    await engine.send(unit)
+    await engine.answers(unit)
+    (sent,) = unit.commands
+    assert (sent.debit_account, sent.credit_account, sent.amount_minor) == (4, 3, 25)
+    assert unit.accounts == {3, 4}
+
+
+async def test_what_one_token_sent_is_not_looked_for_by_another(autojump_clock: object, engine: Engine) -> None:
+    await warm(engine, 1, 2)
+    hold = filled(engine, command("hold", 1, 2))
+    (strange,) = filled(engine, capture(hold.commands[0].transaction_id, by=OPERATOR)).commands
+    assert strange.debit_account == ABSENT
+
+
+async def test_an_amount_that_nothing_says_how_to_read_never_becomes_all_there_is(
+    autojump_clock: object, engine: Engine
+) -> None:
+    part, whole = Asked(capture("nobody's", "0.50")), Asked(capture("nobody's"))
+    for unit in (part, whole):
+        await engine.send(unit)
+        await engine.answers(unit)
+        assert unit.commands[0].debit_account == ABSENT
+        assert unit.accounts == frozenset()
+    assert part.commands[0].amount_problem == ErrorCode.REFERENCE_NOT_FOUND
+    assert whole.commands[0].amount_problem is None
+
+
+async def test_a_strangers_command_does_not_stand_in_the_owners_line(autojump_clock: object, engine: Engine) -> None:
+    posted = engine.ledger.move(3, 4)
+    stranger = principal(5)
+    unit = Asked(
+        command(
+            "release", AccountRef(payer_of=posted.transaction_id), None, None, by=stranger,
+            refers_to=posted.transaction_id,
+        )
+    )  # fmt: skip
+    await engine.send(unit)
+    await engine.answers(unit)
+    assert unit.commands[0].debit_account == ABSENT
+    assert set(engine.router._workers) == {-stranger.token_id}
+
+
+async def test_the_memory_is_bounded_and_keeps_what_came_last() -> None:
+    sent = SentLately(100)
+    facts = AccountFacts(1, 1, "USD", 2)
+    for number in range(1_000):
+        sent.keep(7, str(number), facts, facts)
+    known = [number for number in range(1_000) if sent.find(7, AccountRef(payer_of=str(number)))]
+    assert 50 <= len(known) <= 100
+    assert known == list(range(1_000 - len(known), 1_000))
 
 
 async def test_when_the_directory_is_away_the_unit_is_refused_unavailable(

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from ledgerd.engine import user_worker
-from ledgerd.engine.ports import Unit
+from ledgerd.engine.commands import Unit
 from ledgerd_protocol.errors import ErrorCode
 from tests.engine.fake_ledger import Asked, Engine, FakeLedger, command, open_engine, principal, transfer
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from ledgerd.engine.ports import AccountState, ActorInfo, AttemptState, Principal, Record, Refused, Side, TokenState
+from ledgerd.engine.commands import ActorInfo, Principal, Record, Refused, Side
+from ledgerd.engine.states import AccountState, AttemptState, TokenState
 from ledgerd.engine.views import (
     account_view,
     refusal_error,
@@ -85,6 +86,42 @@ def test_who_acted_is_shown_to_operators_only() -> None:
     )
     assert transaction_view(RECORD, SERVICE).actor is msgspec.UNSET
     assert transaction_view(RECORD, principal(10)).actor is msgspec.UNSET
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"),
+    [
+        ("hold", {"hold_id": "t", "expires_at": "later"}),
+        ("capture", {"hold_id": "r"}),
+        ("release", {"hold_id": "r"}),
+        ("expiry", {"hold_id": "r"}),
+        ("reversal", {"reverses": "r"}),
+        ("win", {"reference_transaction_id": "r"}),
+        ("rollback", {"reference_transaction_id": "r"}),
+        ("transfer", {"reversed_amount": "0.01"}),
+        ("freeze", {}),
+    ],
+)
+def test_what_a_transaction_refers_to_is_shown_under_the_name_it_has_for_its_kind(
+    kind: str, shown: dict[str, str]
+) -> None:
+    record = msgspec.structs.replace(
+        RECORD,
+        kind=kind,
+        refers_to=None if kind in ("hold", "transfer", "freeze") else "r",
+        expires_at="later" if kind == "hold" else None,
+        reversed_amount=1 if kind == "transfer" else None,
+    )
+    plain = msgspec.json.decode(msgspec.json.encode(transaction_view(RECORD, SERVICE)))
+    view = msgspec.json.decode(msgspec.json.encode(transaction_view(record, SERVICE)))
+    assert view == {**plain, "kind": kind, **shown}
+
+
+async def test_a_mismatch_is_named_as_the_transaction_shows_it() -> None:
+    refused = Refused(ErrorCode.TRANSACTION_ID_REUSED, data={"mismatch": ["kind", "refers_to"]})
+    for kind, name in (("capture", "hold_id"), ("reversal", "reverses"), ("win", "reference_transaction_id")):
+        assert refusal_error(refused, command(kind, 1, None)).data["mismatch"] == ["kind", name]
+    assert refused.data == {"mismatch": ["kind", "refers_to"]}
 
 
 def test_attempts_carry_the_errors_stable_string() -> None:

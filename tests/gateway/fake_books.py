@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
@@ -9,19 +10,21 @@ from typing import Any
 import msgspec
 import trio
 
-from ledgerd.engine.ports import (
-    AccountFacts,
-    AccountRef,
+from ledgerd.engine.commands import AccountFacts, AccountRef, ActorInfo, Principal, Record, Side
+from ledgerd.engine.ports import StorageUnavailable
+from ledgerd.engine.states import (
     AccountState,
-    ActorInfo,
+    AdvanceState,
     AttemptState,
     BalanceState,
     LedgerFacts,
+    Listing,
+    MonitorState,
     Place,
-    Principal,
-    Record,
-    Side,
-    StorageUnavailable,
+    ReportItem,
+    ReportPlace,
+    ReportScope,
+    ReportStretch,
     TokenState,
     UserState,
 )
@@ -96,8 +99,17 @@ class FakeBooks:
         self.by_hash: dict[bytes, TokenState] = {}
         self.records: dict[str, Record] = {}
         self.listed: list[Record] = []
+        self.edge: int | None = None
+        self.reported: list[ReportItem] = []
+        self.report_edges: list[str | None] = []
+        self.asked: list[tuple[ReportScope, dict[str, Any]]] = []
+        self.snapshot = b"snapshot"
+        self.epoch = "e1"
         self.attempted: list[AttemptState] = []
         self.passwords: dict[str, str | None] = {}
+        self.watched: dict[int, MonitorState] = {}
+        self.advanced: dict[str, AdvanceState] = {}
+        self.tries: Counter[str] = Counter()
         self.away = False
         self.reads = 0
         self.gate: trio.Event | None = None
@@ -156,7 +168,7 @@ class FakeBooks:
     def facts(self) -> LedgerFacts:
         if self.away:
             raise StorageUnavailable("the database is away")
-        return LedgerFacts(epoch="e1", deployment=1, currencies={"USD": 2}, cursor_key=b"k" * 32)
+        return LedgerFacts(epoch=self.epoch, deployment=1, currencies={"USD": 2}, cursor_key=b"k" * 32)
 
     async def token_by_hash(self, token_hash: bytes) -> TokenState | None:
         await self.ask()
@@ -167,6 +179,18 @@ class FakeBooks:
         good = {state.token_id for state in self.by_hash.values() if state.revoked_at is None}
         return [token_id for token_id in token_ids if token_id not in good]
 
+    async def take_password_try(self, email: str | None, address: str | None, per_min: int) -> int:
+        await self.ask()
+        keys = [key for key in (email and email.lower(), address) if key is not None]
+        if any(self.tries[key] >= per_min for key in keys):
+            return 60_000 // per_min
+        self.tries.update(keys)
+        return 0
+
+    async def return_password_try(self, email: str | None, address: str | None, per_min: int) -> None:
+        await self.ask()
+        self.tries.subtract(key for key in (email and email.lower(), address) if key is not None)
+
     async def login_material(self, email: str) -> tuple[UserState, str | None] | None:
         await self.ask()
         for user in self.users.values():
@@ -174,9 +198,28 @@ class FakeBooks:
                 return user, self.passwords.get(email.lower())
         return None
 
+    async def open_session(self, *, user_id: int, password_hash: str, **given: Any) -> TokenState | None:
+        await self.ask()
+        if self.passwords[self.users[user_id].email or ""] != password_hash:
+            return None
+        return self._add_token(given["token_hash"], user_id, None, given["scopes"], given["expires_at_s"], "session")
+
+    async def change_password(self, *, user_id: int, old_hash: str, new_hash: str, kept_token_id: int) -> int | None:
+        await self.ask()
+        email = self.users[user_id].email or ""
+        if self.passwords[email] != old_hash:
+            return None
+        self.passwords[email] = new_hash
+        others = [
+            state.token_id
+            for state in self.by_hash.values()
+            if state.user_id == user_id and state.token_id != kept_token_id
+        ]
+        return sum([await self.revoke_tokens(token_id=token_id) for token_id in others])
+
     async def register_user(self, **given: Any) -> tuple[UserState, AccountState, TokenState]:
         await self.ask()
-        if given["email"] in {user.email for user in self.users.values()}:
+        if given["email"] is not None and given["email"] in {user.email for user in self.users.values()}:
             raise LedgerError(ErrorCode.ALREADY_EXISTS, resource="email")
         number = next(self._numbers)
         user = UserState(number, given["name"], given["email"], "active", NOW)
@@ -189,6 +232,27 @@ class FakeBooks:
 
     async def user(self, user_id: int) -> UserState | None:
         await self.ask()
+        return self.users.get(user_id)
+
+    async def users_after(self, after_user_id: int, limit: int) -> list[UserState]:
+        await self.ask()
+        return [user for number, user in sorted(self.users.items()) if number > after_user_id][:limit]
+
+    async def update_user(self, user_id: int, *, name: str | None, email: str | None) -> UserState | None:
+        await self.ask()
+        if user_id not in self.users:
+            return None
+        if email is not None and any(user.email == email for key, user in self.users.items() if key != user_id):
+            raise LedgerError(ErrorCode.ALREADY_EXISTS, resource="user")
+        user = self.users[user_id]
+        changed = msgspec.structs.replace(user, name=name or user.name, email=email or user.email)
+        self.users[user_id] = changed
+        return changed
+
+    async def set_user_status(self, user_id: int, status: str) -> UserState | None:
+        await self.ask()
+        if user_id in self.users:
+            self.users[user_id] = msgspec.structs.replace(self.users[user_id], status=status)
         return self.users.get(user_id)
 
     async def create_token(self, **given: Any) -> TokenState:
@@ -224,6 +288,65 @@ class FakeBooks:
         await self.ask()
         return next((state for state in self.by_hash.values() if state.token_id == token_id), None)
 
+    async def set_monitor(self, *, account_id: int, per_account_max: int, **given: Any) -> MonitorState:
+        await self.ask()
+        mine = [state for state in self.watched.values() if state.account_id == account_id and not state.removed]
+        for state in mine:
+            if (state.direction, state.amount) == (given["direction"], given["amount"]):
+                raise LedgerError(ErrorCode.ALREADY_EXISTS, resource="monitor", monitor_id=state.monitor_id)
+        if len(mine) >= per_account_max:
+            raise LedgerError(ErrorCode.LIMIT_EXCEEDED, resource="monitor")
+        account, number = self.states[account_id], next(self._numbers)
+        (setter,) = (state.user_id for state in self.by_hash.values() if state.token_id == given["token_id"])
+        self.watched[number] = MonitorState(
+            monitor_id=number,
+            account_id=account_id,
+            user_id=account.user_id,
+            currency=account.currency,
+            scale=account.scale,
+            direction=given["direction"],
+            amount=given["amount"],
+            after_version=account.version,
+            label=given["label"],
+            set_by=setter,
+            created_at=NOW,
+            removed=False,
+            revision=number,
+        )
+        return self.watched[number]
+
+    async def monitor(self, monitor_id: int) -> MonitorState | None:
+        await self.ask()
+        return self.watched.get(monitor_id)
+
+    async def monitors(
+        self, user_id: int | None, account_id: int | None, after_monitor_id: int, limit: int
+    ) -> list[MonitorState]:
+        await self.ask()
+        return [
+            state
+            for number, state in sorted(self.watched.items())
+            if number > after_monitor_id
+            and user_id in (None, state.user_id)
+            and account_id in (None, state.account_id)
+            and not state.removed
+        ][:limit]
+
+    async def remove_monitor(self, monitor_id: int) -> MonitorState | None:
+        await self.ask()
+        if self.watched[monitor_id].removed:
+            return None
+        self.watched[monitor_id] = msgspec.structs.replace(self.watched[monitor_id], removed=True)
+        return self.watched[monitor_id]
+
+    async def advance(self, advance_id: str, **given: Any) -> AdvanceState | None:
+        await self.ask()
+        return self.advanced.get(advance_id)
+
+    async def advances(self, account_id: int, **given: Any) -> list[AdvanceState]:
+        await self.ask()
+        return [state for state in self.advanced.values() if state.account_id == account_id]
+
     async def open_account(self, *, user_id: int, currency: str, scale: int) -> AccountState:
         await self.ask()
         opened = account(next(self._numbers), user_id, currency=currency)
@@ -251,7 +374,8 @@ class FakeBooks:
     ) -> BalanceState | None:
         await self.ask()
         state = self.states[account_id]
-        if version is not None and version > state.version:
+        listed = (side.version for row in self.listed for side in row.sides if side.account_id == account_id)
+        if version is not None and version > max(state.version, *listed, 0):
             return None
         return BalanceState(account_id, state.user_id, "USD", SCALE, 5, 0, 5, version or 0, at or NOW)
 
@@ -263,7 +387,7 @@ class FakeBooks:
         await self.ask()
         return self.attempted
 
-    async def transactions(self, account_id: int, **given: Any) -> list[Record]:
+    async def transactions(self, account_id: int, **given: Any) -> Listing:
         await self.ask()
         after = given["after_version"]
         rows = sorted(self.listed, key=lambda row: row.sides[0].version, reverse=given["newest_first"])
@@ -272,7 +396,20 @@ class FakeBooks:
             rows = [
                 row for row in rows if (row.sides[0].version < after) == newest_first and row.sides[0].version != after
             ]
-        return rows[: given["limit"]]
+        return Listing(rows[: given["limit"]], self.edge)
+
+    async def report(
+        self, scope: ReportScope, *, after: ReportPlace | None, limit: int, count: bool, **given: Any
+    ) -> ReportStretch:
+        """What is in `reported`, whoever asks and whatever for: that is the database's."""
+        await self.ask()
+        self.asked.append((scope, {**given, "after": after, "count": count}))
+        items = self.reported
+        if after is not None and after.item_id is not None:
+            ids = [getattr(item, "attempt_id", item.transaction_id) for item in items]
+            items = items[ids.index(after.item_id) + 1 :]
+        edge = self.report_edges.pop() if self.report_edges else None
+        return ReportStretch(items[:limit], self.snapshot, edge, len(self.reported) if count else None)
 
 
 class FakeDirectory:

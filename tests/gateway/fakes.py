@@ -13,7 +13,8 @@ import trio.testing
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 from ledgerd.config import Config
-from ledgerd.engine.ports import AccountState, Command, Outcome, Place, Posted, Principal, Unit
+from ledgerd.engine.commands import Command, Outcome, Posted, Principal, Unit
+from ledgerd.engine.states import AccountState, MonitorState, Place
 from ledgerd.gateway.server import Gateway
 from ledgerd_protocol.messages import SubscribeOptions
 from tests.gateway.fake_books import FakeBooks, FakeDirectory, record, side
@@ -95,6 +96,8 @@ class FakeHub:
         self.made: list[FakeSubscription] = []
         self.ended: list[str] = []
         self.announced: list[AccountState] = []
+        self.monitors: list[MonitorState] = []
+        self.monitors_fit = True
 
     def subscribe(
         self,
@@ -117,6 +120,12 @@ class FakeHub:
 
     def announce_account(self, state: AccountState) -> None:
         self.announced.append(state)
+
+    def learn_monitor(self, state: MonitorState) -> None:
+        self.monitors.append(state)
+
+    def has_room_for_monitor(self) -> bool:
+        return self.monitors_fit
 
 
 def event(subscription_id: str, result: Any) -> bytes:
@@ -281,7 +290,7 @@ class _Books:
         self._books = books
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._books, "token_state" if name == "token" else name)
+        return getattr(self._books, {"token": "token_state", "users": "users_after"}.get(name, name))
 
 
 async def handshake(stream: trio.abc.Stream, headers: Mapping[str, str | None]) -> tuple[int, dict[str, str]]:

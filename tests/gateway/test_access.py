@@ -7,17 +7,32 @@ from typing import Any
 
 import pytest
 
-from ledgerd.engine.ports import AccountRef
+from ledgerd.engine.commands import AccountRef
 from ledgerd_protocol.methods import ANYBODY, METHODS
 from tests.gateway.fakes import Client, Door, open_door
 
 MINE, OTHERS, MINE_IN_EUR, NOBODYS = 11, 12, 13, 99
 
 PARAMS: dict[str, Any] = {
+    "session_change_password": {"password": "correct horse", "new_password": "battery staple"},
+    "user_update": {"name": "Ada"},
+    "user_disable": {"user_id": 1},
+    "user_enable": {"user_id": 1},
     "token_create": {"scopes": ["read"]},
     "token_revoke": {"token_id": 1},
     "account_open": {"currency": "CHF"},
     "account_set_limit": {"account_id": MINE, "overdraft_limit": "1"},
+    "account_freeze": {"account_id": MINE},
+    "account_unfreeze": {"account_id": MINE},
+    "account_close": {"account_id": MINE},
+    "hold_place": {"account_id": MINE, "amount": "1"},
+    "hold_capture": {"hold_id": "01890000-0000-7000-8000-000000000000"},
+    "hold_release": {"hold_id": "01890000-0000-7000-8000-000000000000"},
+    "transaction_reverse": {"original_transaction_id": "01890000-0000-7000-8000-000000000000"},
+    "advance_request": {"account_id": MINE, "amount": "1"},
+    "advance_get": {"advance_id": "01890000-0000-7000-8000-000000000000"},
+    "advance_list": {"account_id": MINE},
+    "advance_repay": {"advance_id": "01890000-0000-7000-8000-000000000000"},
     "credit": {"account_id": MINE, "amount": "1"},
     "debit": {"account_id": MINE, "amount": "1"},
     "transfer": {"source_account_id": MINE, "destination_account_id": OTHERS, "amount": "1"},
@@ -31,16 +46,27 @@ PARAMS: dict[str, Any] = {
     "ledger_unsubscribe": {"subscription": "sub_1"},
 }
 
-READS = {"user_get", "account_get", "account_list", "balance_get", "transaction_get", "transaction_list"}
+READS = {
+    "user_get", "account_get", "account_list", "balance_get", "transaction_get", "transaction_list",
+    "transaction_report", "monitor_list", "advance_get", "advance_list",
+}  # fmt: skip
 FEED = {"ledger_subscribe", "ledger_unsubscribe"}
-SPENDING = {"debit", "transfer", "transaction_batch", "transaction_cancel"}
-MANAGING = {"token_create", "token_list", "token_revoke", "account_open"}
+SPENDING = {
+    "debit", "transfer", "hold_place", "hold_release", "transaction_batch", "transaction_cancel", "advance_repay",
+    "monitor_set", "monitor_remove",
+}  # fmt: skip
+MANAGING = {
+    "session_change_password", "user_update", "token_create", "token_list", "token_revoke", "account_open",
+    "account_close",
+}  # fmt: skip
+SERVING = {"hold_capture", "transaction_reverse", "advance_request", "credit", "user_list"}
+WALLET = {"wallet_create_users", "wallet_balance", "wallet_bet", "wallet_win", "wallet_rollback"}
 
 ALLOWED: dict[str, set[str]] = {
     "read": READS | FEED,
     "user": READS | FEED | SPENDING | MANAGING,
     "topup": {"credit", "transaction_batch"},
-    "service": READS | FEED | SPENDING | {"credit"},
+    "service": READS | FEED | SPENDING | WALLET | SERVING,
     "operator": {name for name, method in METHODS.items() if method.scopes != ANYBODY},
 }
 

@@ -8,7 +8,7 @@ from uuid import UUID
 import trio
 import trio.testing
 
-from ledgerd.engine.ports import Command, Outcome, Posted, Refused
+from ledgerd.engine.commands import Command, Outcome, Posted, Refused
 from ledgerd_protocol.errors import ErrorCode
 from tests.gateway.commands import MINE, OTHERS, answers, ask, debit
 from tests.gateway.fake_books import record, side

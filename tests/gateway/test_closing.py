@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from ledgerd.gateway.call import Read
+from ledgerd.gateway.clock import text_of
 from ledgerd.gateway.methods import HANDLERS
 from ledgerd.metrics import SESSION_CRASHES, SLOW_CONSUMERS
 from tests.gateway.fakes import (
@@ -299,7 +300,8 @@ async def test_a_token_that_is_about_to_expire_is_announced_and_then_closed_with
         client = await door.user(1, "user", expires_at_s=expires_at_s)
         started = trio.current_time()
         notice = await client.receive()
-        assert (notice["method"], notice["params"]) == ("ledger_session", {"type": "expiring"})
+        told = {"type": "expiring", "expires_at": text_of(expires_at_s)}
+        assert (notice["method"], notice["params"]) == ("ledger_session", told)
         assert 40 <= trio.current_time() - started <= 42
         assert (await client.closed())[0] == 4401
         assert 100 <= trio.current_time() - started <= 102

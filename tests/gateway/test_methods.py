@@ -1,24 +1,20 @@
-"""Signing in, reads, pages."""
+"""Reads, pages."""
 
 from __future__ import annotations
 
-import base64
-import time
 from typing import Any
 
 import msgspec
 import pytest
 import trio
 
-from ledgerd.engine.ports import ActorInfo, AttemptState
-from ledgerd.gateway.authentication import Passwords, Tokens, new_secret, secret_hash
-from ledgerd.gateway.throttle import Throttle
-from ledgerd_protocol.errors import ErrorCode, LedgerError
-from tests.gateway.fake_books import NOW, FakeBooks, record, side
-from tests.gateway.fakes import Door, open_door
+from ledgerd.engine.commands import ActorInfo
+from ledgerd.engine.states import AttemptState
+from ledgerd_protocol.errors import ErrorCode
+from tests.gateway.fake_books import NOW, record, side
+from tests.gateway.fakes import open_door
 
 MINE, OTHERS = 11, 12
-PASSWORD = "correct horse battery"
 TRANSACTION_ID = "01890000-0000-7000-8000-000000000000"
 
 
@@ -27,148 +23,6 @@ def rows(number: int, reference: str | None = None) -> list[Any]:
         record(f"01890000-0000-7000-8000-{version:012}", [side(MINE, 1, version=version)], reference=reference)
         for version in range(1, number + 1)
     ]
-
-
-# -- tokens and passwords ---------------------------------------------------------------------------------------------
-
-
-def test_a_secret_has_the_prefix_and_256_random_bits() -> None:
-    secrets = {new_secret() for _ in range(100)}
-    assert len(secrets) == 100
-    for secret in secrets:
-        assert secret.startswith("lgd_")
-        assert len(base64.urlsafe_b64decode(secret.removeprefix("lgd_") + "=")) == 32
-
-
-async def test_a_token_is_remembered_no_longer_than_the_refresh(autojump_clock: Any) -> None:
-    books = FakeBooks()
-    tokens = Tokens(books, refresh_s=2)  # type: ignore[arg-type]
-    secret = books.token("read", user_id=1)
-    first = await tokens.principal(secret)
-    assert await tokens.principal(secret) == first
-    assert books.reads == 1
-    books.revoke(secret)
-    assert await tokens.principal(secret) == first
-    await trio.sleep(2)
-    with pytest.raises(LedgerError) as caught:
-        await tokens.principal(secret)
-    assert caught.value.code is ErrorCode.SESSION_EXPIRED
-
-
-async def test_text_that_cannot_be_a_secret_is_not_looked_up() -> None:
-    books = FakeBooks()
-    tokens = Tokens(books, refresh_s=2)  # type: ignore[arg-type]
-    for text in ("", "lgd_", "lgd_" + "A" * 42, "xyz_" + "A" * 43, "lgd_" + "é" * 43, new_secret() + "\n"):
-        with pytest.raises(LedgerError):
-            await tokens.principal(text)
-    assert books.reads == 0
-
-
-async def test_a_password_matches_itself_and_nothing_matches_nobody() -> None:
-    passwords = Passwords()
-    stored = await passwords.hash(PASSWORD)
-    assert stored.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
-    assert await passwords.matches(stored, PASSWORD)
-    assert not await passwords.matches(stored, PASSWORD + "x")
-    assert not await passwords.matches(None, PASSWORD)
-
-
-async def test_an_unknown_user_costs_the_same_hash_as_a_wrong_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    verified: list[str] = []
-    passwords = Passwords()
-    real = passwords._verify
-
-    def verify(stored: str, given: str) -> bool:
-        verified.append(stored)
-        return real(stored, given)
-
-    monkeypatch.setattr(passwords, "_verify", verify)
-    await passwords.matches(await passwords.hash(PASSWORD), "wrong")
-    await passwords.matches(None, "wrong")
-    parameters = [stored.rsplit("$", 2)[0] for stored in verified]
-    lengths = [[len(part) for part in stored.split("$")] for stored in verified]
-    assert parameters[0] == parameters[1]
-    assert lengths[0] == lengths[1]
-
-
-async def with_password(door: Door) -> None:
-    door.books.passwords["u1@example.org"] = await Passwords().hash(PASSWORD)
-
-
-async def test_a_login_signs_in_and_gives_a_token_that_expires() -> None:
-    async with open_door() as door:
-        await with_password(door)
-        client = await door.client()
-        session = await client.call("session_login", {"email": "U1@example.org", "password": PASSWORD})
-        assert (session["authenticated"], session["user"]["user_id"], session["scopes"]) == (True, 1, ["user"])
-        assert door.books.by_hash[secret_hash(session["token"])].expires_at_s == pytest.approx(
-            time.time() + 86_400, abs=60
-        )
-        await client.call("debit", {"amount": "1"})
-        assert (await (await door.client(session["token"])).call("session_status"))["authenticated"]
-
-
-async def test_a_wrong_password_and_an_unknown_user_are_told_the_same() -> None:
-    async with open_door() as door:
-        await with_password(door)
-        client = await door.client()
-        told = [
-            await client.refused("session_login", {"email": email, "password": "wrong password"})
-            for email in ("u1@example.org", "u2@example.org", "nobody@example.org")
-        ]
-        assert told[0]["code"] == 1002
-        assert told[0] == told[1] == told[2]
-
-
-async def test_a_disabled_user_learns_it_only_with_the_right_password() -> None:
-    async with open_door() as door:
-        await with_password(door)
-        door.books.users[1] = msgspec.structs.replace(door.books.users[1], status="disabled")
-        client = await door.client()
-        wrong = {"email": "u1@example.org", "password": "wrong password"}
-        assert (await client.refused("session_login", wrong))["code"] == 1002
-        assert (await client.refused("session_login", {**wrong, "password": PASSWORD}))["code"] == 1005
-
-
-async def test_failed_logins_are_throttled_and_good_ones_are_not() -> None:
-    async with open_door(login_failures_per_min=3) as door:
-        await with_password(door)
-        client = await door.client()
-        right = {"email": "u1@example.org", "password": PASSWORD}
-        for _ in range(5):
-            await client.call("session_login", right)
-        for _ in range(3):
-            assert (await client.refused("session_login", {**right, "password": "wrong password"}))["code"] == 1002
-        error = await client.refused("session_login", right)
-        assert error["data"]["code"] == "rate_limited"
-        assert 0 < error["data"]["retry_after_ms"] <= 20_000
-
-
-async def test_a_logout_revokes_the_token_or_all_of_the_user() -> None:
-    async with open_door() as door:
-        first, second = await door.user(1), await door.user(1)
-        assert await first.call("session_logout") == {"revoked": 1}
-        assert await second.call("session_logout", {"all": True}) == {"revoked": 1}
-        assert (await second.refused("session_logout"))["code"] == 1001
-        assert all(state.revoked_at for state in door.books.by_hash.values())
-
-
-def test_a_throttle_gives_a_burst_and_then_its_rate(mock_clock: trio.testing.MockClock) -> None:
-    async def scenario() -> None:
-        throttle = Throttle(2.0, 4)
-        assert [throttle.take("a") for _ in range(4)] == [0.0] * 4
-        assert throttle.take("a") == pytest.approx(0.5)
-        assert throttle.take("b") == 0.0
-        mock_clock.jump(0.5)
-        assert throttle.take("a") == 0.0
-        assert throttle.take("a") > 0
-
-    trio.run(scenario, clock=mock_clock)
-
-
-def test_a_rate_of_zero_is_no_limit() -> None:
-    throttle = Throttle(0.0, 1)
-    assert [throttle.take("a") for _ in range(10)] == [0.0] * 10
 
 
 # -- balances ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from uuid import UUID, uuid5
 
 import pytest
 
-from ledgerd.engine.ports import Command, Outcome, Posted, Refused
+from ledgerd.engine.commands import Command, Outcome, Posted, Refused
 from ledgerd_protocol.errors import ErrorCode
 from tests.gateway.commands import BATCH_ID, MINE, OTHERS, answers, ask, debit, item
 from tests.gateway.fake_books import record, side

@@ -7,15 +7,17 @@ import itertools
 import json
 import uuid
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import asyncpg
+import msgspec
 from msgspec import Struct
 
 from ledgerd.storage.queries import QUERIES
 from ledgerd_protocol.errors import ERROR_CODES
 from tests.conftest import Database
-from tests.model import Account, After, Attempt, Command, Place, Refusal, Token, Transaction, Unit
+from tests.model import ABSENT, Account, After, Attempt, Command, Hold, Place, Refusal, Token, Transaction, Unit, audit
 
 T = TypeVar("T")
 
@@ -41,8 +43,24 @@ class Answer(Struct, frozen=True):
         return None if self.code is None or self.code in (0, 1) else Refusal(ERROR_CODES[self.code], self.data)
 
 
+OPERATES = frozenset({"limit", "freeze", "unfreeze", "expiry"})
+"""Kinds that only an operator's token may post."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 def fresh_id() -> str:
     return str(uuid.uuid4())
+
+
+def microseconds(time: datetime) -> int:
+    """A time as the model counts it."""
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+def again(command: Command, **changes: Any) -> Command:
+    """The command as another attempt, perhaps altered."""
+    return msgspec.structs.replace(command, attempt_id=fresh_id(), **changes)
 
 
 def arguments(units: Sequence[Unit], *, resent: bool = False) -> list[Any]:
@@ -62,13 +80,18 @@ def arguments(units: Sequence[Unit], *, resent: bool = False) -> list[Any]:
         [command.debit for command in commands],
         [command.credit for command in commands],
         [command.amount for command in commands],
-        [command.problem for command in commands],
+        [command.late_problem if command.problem is None else command.problem for command in commands],
         [command.currency for command in commands],
         [command.reference for command in commands],
         [command.reason for command in commands],
         [command.metadata for command in commands],
+        [command.refers_to for command in commands],
+        [command.expires_in_s for command in commands],
         [number for number, _, _ in rows],
         [batch_id for _, batch_id, _ in rows],
+        # The schedules of advances.
+        None,
+        None,
     ]
 
 
@@ -157,6 +180,10 @@ class Bench:
         column = "revoked_at" if by == "revocation" else "expires_at"
         self.execute(f"UPDATE ledgerd.tokens SET {column} = now() - interval '1 s' WHERE token_id = $1", token)
 
+    def move_clock(self, seconds: float) -> None:
+        """Let the clock of transactions and holds run this much ahead of where it is now; it may go back as well."""
+        self.execute("UPDATE ledgerd.settings SET clock_offset = clock_offset + $1", timedelta(seconds=seconds))
+
     def set_status(self, account: int, status: str) -> None:
         self.execute("UPDATE ledgerd.accounts SET status = $2 WHERE account_id = $1", account, status)
 
@@ -166,7 +193,7 @@ class Bench:
     # -- commands -------------------------------------------------------------------------------------------------
 
     def command(self, kind: str, **members: Any) -> Command:
-        members.setdefault("token_id", self.operator if kind == "limit" else self.service)
+        members.setdefault("token_id", self.operator if kind in OPERATES else self.service)
         members.setdefault("transaction_id", fresh_id())
         members.setdefault("attempt_id", fresh_id())
         return Command(kind=kind, **members)
@@ -186,11 +213,73 @@ class Bench:
     def cancel(self, account: int, transaction_id: str, **members: Any) -> Command:
         return self.command("cancel", debit=account, transaction_id=transaction_id, **members)
 
+    def hold(self, account: int, amount: int | None, destination: int | None = None, **members: Any) -> Command:
+        members.setdefault("expires_in_s", 3600)
+        return self.command("hold", debit=account, credit=destination, amount=amount, **members)
+
+    def capture(self, hold: Command, amount: int | None = None, **members: Any) -> Command:
+        return self._about(hold, "capture", amount=amount, **members)
+
+    def release(self, hold: Command, **members: Any) -> Command:
+        return self._about(hold, "release", **members)
+
+    def expiry(self, hold: Command, **members: Any) -> Command:
+        members.setdefault("transaction_id", str(uuid.uuid5(uuid.UUID(hold.transaction_id), "expiry")))
+        return self._about(hold, "expiry", **members)
+
+    def reversal(self, original: Command, amount: int | None = None, **members: Any) -> Command:
+        return self._about(original, "reversal", amount=amount, **members)
+
+    def freeze(self, account: int, **members: Any) -> Command:
+        return self.command("freeze", debit=account, **members)
+
+    def unfreeze(self, account: int, **members: Any) -> Command:
+        return self.command("unfreeze", debit=account, **members)
+
+    def shut(self, account: int, **members: Any) -> Command:
+        """A command of kind `close`; `close` ends the bench."""
+        return self.command("close", debit=account, **members)
+
+    def bet(self, account: int, amount: int | None, **members: Any) -> Command:
+        return self.command("bet", debit=account, amount=amount, **members)
+
+    def win(self, account: int, bet: Command, amount: int | None, **members: Any) -> Command:
+        members.setdefault("refers_to", bet.transaction_id)
+        return self.command("win", credit=account, amount=amount, **members)
+
+    def rollback(self, account: int, bet: Command, **members: Any) -> Command:
+        members.setdefault("refers_to", bet.transaction_id)
+        return self.command("rollback", credit=account, **members)
+
+    def _about(self, other: Command, kind: str, **members: Any) -> Command:
+        members.setdefault("refers_to", other.transaction_id)
+        return self.command(kind, debit=ABSENT, **members)
+
+    def posted(self, command: Command) -> Command:
+        """The command, after it was posted."""
+        answer = self.post(command)
+        assert answer.posted, answer
+        return command
+
+    def refused(self, command: Command) -> Refusal:
+        """Why the command was refused, after which nothing but the record of that is there."""
+        before = self.state()
+        refusal = self.post(command).refusal
+        assert refusal is not None
+        assert self.state() == before
+        assert self.stored_attempts()[command.attempt_id].refusal == refusal
+        return refusal
+
     # -- calls ----------------------------------------------------------------------------------------------------
 
     def call(self, units: Sequence[Unit], *, resent: bool = False) -> list[list[Answer]]:
         """One kernel call by the daemon's role."""
-        return answers(self.run(self._kernel.fetchrow(*arguments(units, resent=resent))), units)
+        return self.timed_call(units, resent=resent)[1]
+
+    def timed_call(self, units: Sequence[Unit], *, resent: bool = False) -> tuple[int, list[list[Answer]]]:
+        """The same with the time that the kernel says it is."""
+        row = self.run(self._kernel.fetchrow(*arguments(units, resent=resent)))
+        return microseconds(row["created_at"]), answers(row, units)
 
     def lose(self, units: Sequence[Unit]) -> None:
         """A call whose connection died before its COMMIT."""
@@ -237,6 +326,24 @@ class Bench:
     def stored_transactions(self) -> dict[str, Transaction]:
         return {str(row["transaction_id"]): _transaction(row) for row in self.fetch("SELECT * FROM ledgerd.records")}
 
+    def stored_transaction(self, command: Command) -> Transaction:
+        return self.stored_transactions()[command.transaction_id]
+
+    def stored_holds(self) -> dict[str, Hold]:
+        return {
+            str(row["hold_id"]): Hold(row["account_id"], microseconds(row["expires_at"]))
+            for row in self.fetch("SELECT * FROM ledgerd.holds")
+        }
+
+    def stored_fates(self) -> dict[str, tuple[str, int | None]]:
+        """What became of each transaction: its present status, and how much of it was given back."""
+        rows = self.fetch("SELECT transaction_id, present_status, reversed_amount FROM ledgerd.present_records")
+        return {str(row["transaction_id"]): (row["present_status"], row["reversed_amount"]) for row in rows}
+
+    def faults(self) -> list[str]:
+        """What the auditor says of all that is stored."""
+        return audit(self.stored_accounts(), self.stored_transactions().values(), self.stored_holds())
+
     def stored_attempts(self) -> dict[str, Attempt]:
         return {str(row["attempt_id"]): _attempt(row) for row in self.fetch("SELECT * FROM ledgerd.attempts")}
 
@@ -248,7 +355,7 @@ class Bench:
 
     def state(self) -> object:
         """Everything that money can change, to say that nothing did."""
-        return self.stored_accounts(), self.stored_transactions()
+        return self.stored_accounts(), self.stored_transactions(), self.stored_holds()
 
 
 def _transaction(row: asyncpg.Record) -> Transaction:
@@ -269,10 +376,16 @@ def _transaction(row: asyncpg.Record) -> Transaction:
         debit=after("debit"),
         credit=after("credit"),
         token_id=row["token_id"],
+        created_at=microseconds(row["created_at"]),
+        status=row["status"],
+        held_change=row["held_change"],
         reference=row["reference"],
         reason=row["reason"],
         metadata=row["metadata"],
         place=None if row["batch_id"] is None else Place(str(row["batch_id"]), row["batch_index"]),
+        refers_to=None if row["refers_to"] is None else str(row["refers_to"]),
+        expires_in_s=row["expires_in_s"],
+        amount_omitted=bool(row["amount_omitted"]),
     )
 
 

@@ -8,22 +8,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
+import msgspec
 from msgspec import Struct
 
 from ledgerd.config import Config
-from ledgerd.engine.ports import (
-    AccountFacts,
-    AccountRef,
-    AccountState,
-    Command,
-    Outcome,
-    Posted,
-    Principal,
-    Refused,
-    TokenState,
-    Unit,
-    UserState,
-)
+from ledgerd.engine.commands import AccountFacts, AccountRef, Command, Outcome, Posted, Principal, Record, Refused, Unit
+from ledgerd.engine.states import AccountState, TokenState, UserState
 from ledgerd.storage.books import PostgresBooks
 from ledgerd.storage.generation import Generation, open_generation
 from tests.conftest import Database
@@ -67,6 +57,11 @@ class Desk(Struct):
             outcome = await self.post(self.credit(account, balance))
             assert isinstance(outcome, Posted)
         return account
+
+    async def as_posted(self, transaction_id: str) -> Record | None:
+        """A stored transaction without what came of it since. Only for kinds whose status never changes."""
+        present = await self.books.transaction(transaction_id)
+        return None if present is None else msgspec.structs.replace(present, reversed_amount=None)
 
     def credit(self, account: AccountState, amount: int, **members: Any) -> Command:
         return self.command("credit", credit=account, amount=amount, **members)

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ledgerd.engine.ports import AccountRef, AccountState, Record
+from ledgerd.engine.commands import AccountRef, Record
+from ledgerd.engine.states import AccountState, DueHold
 from ledgerd_protocol.errors import ErrorCode, LedgerError
 from tests.conftest import Database
 from tests.storage.desk import Desk, open_desk, posted, principal_of, refused, register, token_hash
@@ -64,6 +65,62 @@ async def test_accounts_are_found_by_number_and_by_user_in_the_order_asked(datab
         assert await desk.books.find_accounts([]) == []
 
 
+async def test_accounts_are_found_by_wallet_and_the_first_stands_in_for_a_currency_it_lacks(database: Database) -> None:
+    async with open_desk(database) as desk:
+        maker = (await desk.principal("service")).token_id
+        made = {"token_id": maker, "currency": "USD", "scale": 2, "amount": 1}
+        assert await desk.books.create_wallet_users(["ada"], **made) == 1
+        (one,) = await desk.books.accounts(None, 0, 10)
+        euros = await desk.books.open_account(user_id=one.user_id, currency="EUR", scale=2)
+        refs = [AccountRef(wallet="ada"), AccountRef(wallet="Ada")]
+        found = await desk.books.find_accounts([(ref, currency) for ref in refs for currency in ("USD", "EUR", "JPY")])
+        assert [facts and facts.account_id for facts in found] == [
+            one.account_id,
+            euros.account_id,
+            one.account_id,
+            None,
+            None,
+            None,
+        ]
+
+
+async def test_accounts_are_found_as_sides_of_transactions_and_the_world_is_the_other_side(database: Database) -> None:
+    async with open_desk(database) as desk:
+        one, two = await desk.account(balance=100), await desk.account()
+        moved = posted(await desk.post(desk.command("transfer", debit=one, credit=two, amount=1)))
+        paid = posted(await desk.post(desk.debit(one, 1)))
+        brought = posted(await desk.post(desk.credit(two, 1)))
+        ids = [outcome.record.transaction_id for outcome in (moved, paid, brought)]
+        ids.append("019cc9b0-1c00-7a11-8a01-000000000001")
+        refs = [ref for each in ids for ref in (AccountRef(payer_of=each), AccountRef(receiver_of=each))]
+        found = await desk.books.find_accounts([(ref, "") for ref in refs])
+        assert [facts and facts.account_id for facts in found] == [
+            one.account_id,
+            two.account_id,
+            one.account_id,
+            one.account_id,
+            two.account_id,
+            two.account_id,
+            None,
+            None,
+        ]
+
+
+async def test_due_holds_are_answered_oldest_first_by_the_ledgers_clock(database: Database) -> None:
+    async with open_desk(database) as desk:
+        account = await desk.account(balance=100)
+        assert await desk.books.expired_holds(10) == []
+        holds = [
+            posted(await desk.post(desk.command("hold", debit=account, amount=1, expires_in_s=seconds)))
+            for seconds in (120, 60, 3600)
+        ]
+        assert await desk.books.expired_holds(10) == []
+        await desk.owner("UPDATE ledgerd.settings SET clock_offset = '121 seconds'")
+        due = [DueHold(holds[n].record.transaction_id, account.account_id) for n in (1, 0)]
+        assert await desk.books.expired_holds(10) == due
+        assert await desk.books.expired_holds(1) == due[:1]
+
+
 async def test_account_states_come_in_the_order_of_their_numbers(database: Database) -> None:
     async with open_desk(database) as desk:
         one, two = await desk.account(balance=5), await desk.account(balance=7)
@@ -113,7 +170,7 @@ async def listed(
     created_before: str | None = None,
 ) -> list[int]:
     """Versions of the records that the filters let through."""
-    records = await desk.books.transactions(
+    listing = await desk.books.transactions(
         account.account_id,
         newest_first=newest_first,
         after_version=after_version,
@@ -124,7 +181,7 @@ async def listed(
         created_from=created_from,
         created_before=created_before,
     )
-    return [version_of(record, account) for record in records]
+    return [version_of(record, account) for record in listing.records]
 
 
 async def test_transactions_are_listed_in_both_directions_page_by_page(database: Database) -> None:

@@ -12,7 +12,8 @@ import asyncpg
 import pytest
 import trio
 
-from ledgerd.engine.ports import AccountState, ActorInfo, Place, Record, Side
+from ledgerd.engine.commands import ActorInfo, Record, Side
+from ledgerd.engine.states import AccountState, Place
 from ledgerd.storage.commit_order import Snapshot, in_order, low_water, page_end, parse
 from ledgerd.storage.queries import QUERIES
 from tests.conftest import Database
@@ -125,7 +126,7 @@ class Open:
         none = [None]
         await self.run(
             QUERIES["post"], False, [str(uuid.uuid4())], [self._desk.service.token_id], ["credit"], [number],
-            none, [account.account_id], [5], none, none, none, none, none, none, none,
+            none, [account.account_id], [5], *[None] * 11,
         )  # fmt: skip
         return number
 
@@ -159,7 +160,7 @@ async def test_what_is_committed_after_a_place_is_read_once(database: Database) 
             await desk.post(command)
         records, place = await read_on(desk, place)
         assert ids(records) == [command.transaction_id for command in commands]
-        assert records[0] == await desk.books.transaction(commands[0].transaction_id)
+        assert records[0] == await desk.as_posted(commands[0].transaction_id)
         assert (await read_on(desk, place))[0] == []
 
 

@@ -12,7 +12,8 @@ import trio
 import trio.testing
 
 from ledgerd.config import Config
-from ledgerd.engine.ports import Posted, Refused, StorageUnavailable
+from ledgerd.engine.commands import Posted, Refused
+from ledgerd.engine.ports import StorageUnavailable
 from ledgerd.storage import connection as connection_module
 from ledgerd.storage import generation as generation_module
 from ledgerd.storage.books import PostgresBooks

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 import trio
 
-from ledgerd.engine.ports import ABSENT, CallRefused, Command, Posted, Refused
+from ledgerd.engine.commands import ABSENT, Command, Posted, Refused
+from ledgerd.engine.ports import CallRefused
 from ledgerd_protocol.errors import ErrorCode
 from tests.conftest import Database
 from tests.storage.desk import open_desk, posted, refused, register, unit
@@ -33,7 +34,7 @@ async def test_the_record_of_a_fresh_outcome_is_the_record_that_is_stored(databa
         ):
             outcome = posted(await desk.post(command))
             assert not outcome.replayed
-            assert await desk.books.transaction(command.transaction_id) == outcome.record
+            assert await desk.as_posted(command.transaction_id) == outcome.record
             assert posted(await desk.post(again(command))) == Posted(outcome.record, replayed=True)
 
 

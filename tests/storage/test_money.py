@@ -220,7 +220,7 @@ def test_a_currencys_scale_never_changes(bench: Bench) -> None:
     assert bench.value("SELECT scale FROM ledgerd.currencies WHERE currency = 'USD'") == 2
 
 
-@pytest.mark.parametrize("kind", ["bonus", "hold", "advance"])
+@pytest.mark.parametrize("kind", ["bonus", "entry"])
 def test_a_kind_that_the_kernel_does_not_post_leaves_nothing_of_its_call(bench: Bench, kind: str) -> None:
     account = bench.account()
     before = bench.state()

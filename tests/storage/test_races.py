@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,37 +12,9 @@ import pytest
 from ledgerd.storage.failures import FENCE, Failure, classify
 from ledgerd.storage.queries import QUERIES
 from ledgerd_protocol.errors import ErrorCode
-from tests.model import Command, Unit, audit
-from tests.storage.bench import Answer, Bench, answers, arguments, fresh_id
-
-
-async def post(connection: asyncpg.Connection, *commands: Command) -> list[Answer]:
-    units = [Unit((command,)) for command in commands]
-    row = await connection.fetchrow(QUERIES["post"], *arguments(units))
-    return [answer for (answer,) in answers(row, units)]
-
-
-@asynccontextmanager
-async def lanes(bench: Bench, count: int) -> AsyncIterator[list[asyncpg.Connection]]:
-    connections = [await asyncpg.connect(bench.database.daemon_dsn) for _ in range(count)]
-    try:
-        yield connections
-    finally:
-        for connection in connections:
-            await connection.close()
-
-
-async def until(asked: Callable[[], Awaitable[Any]]) -> None:
-    """Ask the server until it says yes; the test's timeout bounds it."""
-    while not await asked():
-        pass
-
-
-async def until_waiting(bench: Bench, connection: asyncpg.Connection, *, for_: str) -> None:
-    """Until a connection waits for a lock of this type."""
-    pid = connection.get_server_pid()
-    query = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND locktype = $2 AND NOT granted)"
-    await until(lambda: bench.owner.fetchval(query, pid, for_))
+from tests.model import Command, audit
+from tests.storage.bench import Answer, Bench, fresh_id
+from tests.storage.racing import lanes, post, until_waiting
 
 
 def test_a_call_that_waited_for_the_lock_sees_the_balance_from_after_the_wait(bench: Bench) -> None:
@@ -239,22 +209,28 @@ def test_no_lock_outlives_its_call(bench: Bench) -> None:
     assert bench.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
 
 
+NOW = datetime.now(UTC)
 ACCOUNT = USER = 1
 """The first of a fresh database."""
 
 READS: dict[str, tuple[Any, ...]] = {
     "currencies": (),
     "applied_migrations": (),
-    "find_accounts": ([ACCOUNT, None], [None, USER], ["USD", "USD"]),
+    "find_accounts": ([ACCOUNT, None], [None, USER], ["USD", "USD"], [None, None], [None, None], [None, None]),
+    "expired_holds": (100,),
     "account_states": ([ACCOUNT],),
     "heads": ([ACCOUNT],),
     "accounts": (None, 0, 100),
     "history": (ACCOUNT, 0, 100),
-    "transactions_oldest_first": (ACCOUNT, None, 100, None, None, None, None, None),
-    "transactions_newest_first": (ACCOUNT, None, 100, None, None, None, None, None),
+    "transactions_oldest_first": (ACCOUNT, None, 100, None, None, None, None, None, 100),
+    "transactions_newest_first": (ACCOUNT, None, 100, None, None, None, None, None, 100),
+    "report": ([ACCOUNT], False, 1, USER, None, NOW, NOW, fresh_id(), True, "1:1:", None, 100, 100),
+    "report_total": ([ACCOUNT], False, 1, USER, None, NOW, NOW, None),
     "records": ([fresh_id()],),
+    "present_record": (fresh_id(),),
     "attempts": (fresh_id(), True, None),
     "user": (1,),
+    "users": (0, 100),
     "token": (1,),
     "tokens": (None, 0, 100),
     "token_id_by_hash": (b"x" * 32,),
@@ -263,8 +239,17 @@ READS: dict[str, tuple[Any, ...]] = {
     "snapshot": (),
     "committed_since": ("1:1:", 100),
     "committed_before": ([fresh_id()], "1", "100"),
-    "version_at": (ACCOUNT, datetime.now(UTC)),
+    "version_at": (ACCOUNT, NOW),
     "revoked_tokens": ([1],),
+    "monitor": (1,),
+    "monitors": (USER, ACCOUNT, 0, 100),
+    "monitors_since": (0, 100, True),
+    "wallet_unit": (),
+    "advance_states": ([fresh_id()], 100, 100),
+    "advances": (ACCOUNT, None, None, None, 100),
+    "advance_heads": ([ACCOUNT], [fresh_id()], False),
+    "advance_events": (fresh_id(), 0, 100),
+    "advance_events_since": ("1:1:", 100),
 }
 WRITES: dict[str, tuple[Any, ...]] = {
     "begin_serving": (False,),
@@ -272,11 +257,22 @@ WRITES: dict[str, tuple[Any, ...]] = {
     "open_account": (1, "EUR", 2),
     "create_token": (b"z" * 32, 1, ACCOUNT, ["user"], None, None),
     "revoke_tokens": (None, 1),
+    "take_password_try": ("a@example.com", "127.0.0.1", 30),
+    "return_password_try": ("a@example.com", "127.0.0.1", 30),
+    "open_session": (b"y" * 32, 1, "h", ["user"], None),
+    "change_password": (1, "h", "g", 1),
+    "update_user": (1, "m", "b@example.com"),
+    "set_monitor": (ACCOUNT, "below", 100, None, 0, 32),
+    "remove_monitor": (1,),
 }
 
 
+LIKE_THE_KERNEL = {"post", "set_user_status", "collect_due", "create_wallet_users"}
+"""These take the accounts' locks themselves."""
+
+
 def test_every_query_but_the_kernels_is_looked_at_here() -> None:
-    assert {"post", *READS, *WRITES} == QUERIES.keys()
+    assert LIKE_THE_KERNEL | READS.keys() | WRITES.keys() == QUERIES.keys()
 
 
 @pytest.mark.parametrize("query", [*READS, *WRITES])

@@ -9,14 +9,16 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from msgspec import UNSET
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
-from ledgerd_protocol.call import SENDS_MAX, OutcomeUnknown
+from ledgerd_protocol.call import SENDS_MAX, Call, OutcomeUnknown, with_id
 from ledgerd_protocol.client import open_client
 from ledgerd_protocol.connection import CannotConnect, ConnectionEnded, Retry
 from ledgerd_protocol.cursor import FeedGap
 from ledgerd_protocol.errors import ErrorCode, LedgerError
-from ledgerd_protocol.events import Live, Start, Update
+from ledgerd_protocol.events import Live, Notice, Start, Update
+from ledgerd_protocol.results import Transaction
 
 URL = "ws://ledger.test:8710"
 TRANSFER: dict[str, Any] = {"source_account_id": 1, "destination_account_id": 2, "amount": "10.00", "currency": "USD"}
@@ -169,6 +171,18 @@ def update(account_id: int, version: int, **members: Any) -> dict[str, Any]:
         "created_at": "2026-01-01T00:00:00.000000Z",
         **members,
     }
+
+
+# -- the end -------------------------------------------------------------------------------------------------------
+
+
+async def test_closing_ends_when_the_daemon_has_answered_the_close(daemon, nursery, autojump_clock):
+    before = trio.current_time()
+    async with open_client(URL, dial=daemon.dial, retry=Retry(close_s=3600)):
+        session = await daemon.session()
+        closed = Later(nursery, session.until_closed)
+    assert await closed.result() == 1000
+    assert trio.current_time() - before < 3600
 
 
 # -- calls ---------------------------------------------------------------------------------------------------------
@@ -531,6 +545,37 @@ async def test_something_that_is_not_json_rpc_ends_the_client(daemon, nursery, a
         assert ended.value.code == 1002
 
 
+async def test_what_the_daemon_says_about_the_session_is_heard_and_a_listener_that_fails_harms_nobody(
+    daemon, nursery, autojump_clock, caplog
+):
+    heard: list[Notice] = []
+
+    def listen(notice: Notice) -> None:
+        heard.append(notice)
+        if notice.expires_at is UNSET:
+            raise ValueError("a mistake of the application")
+
+    expiring = {"type": "expiring", "expires_at": "2026-01-01T00:00:00.000000Z", "of_a_later_version": 1}
+    async with open_client(URL, dial=daemon.dial, on_notice=listen) as client:
+        session = await daemon.session()
+        for params in ({"type": "going_away"}, expiring):
+            await session.send({"method": "ledger_session", "params": params})
+        sent = Later(nursery, client.call, "system_ping")
+        await session.reply(await session.receive(), {"time": "2026-01-01T00:00:00.000000Z"})
+        await sent.result()
+    assert heard == [Notice(type="going_away"), Notice(type="expiring", expires_at="2026-01-01T00:00:00.000000Z")]
+    assert "a mistake of the application" in caplog.text
+
+
+async def test_a_notice_that_is_none_ends_the_client_only_if_somebody_listens(daemon, autojump_clock):
+    for on_notice, expected in ((None, False), (print, True)):
+        async with open_client(URL, dial=daemon.dial, on_notice=on_notice) as client:
+            session = await daemon.session()
+            await session.send({"method": "ledger_session", "params": {"type": 7}})
+            await trio.testing.wait_all_tasks_blocked(1)
+            assert isinstance(client.ended, ConnectionEnded) is expected
+
+
 # -- feeds ---------------------------------------------------------------------------------------------------------
 
 
@@ -803,3 +848,21 @@ async def enter(nursery: trio.Nursery, manager: Any) -> Any:
 
 async def read(events: Any, count: int) -> list[Any]:
     return [await anext(events) for _ in range(count)]
+
+
+def test_a_transaction_with_metadata_can_be_read() -> None:
+    raw = msgspec.json.encode(POSTED | {"metadata": {"order": 17, "parts": [{"n": 1.5}]}})
+    assert msgspec.json.decode(raw, type=Transaction).metadata == {"order": 17, "parts": [{"n": 1.5}]}
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("wallet_bet", "transaction_uuid"), ("transaction_batch", "batch_id"), ("debit", "transaction_id")],
+)
+def test_a_command_is_given_the_id_that_makes_it_safe_to_send_twice(method: str, name: str) -> None:
+    params = with_id(method, {"amount": 5})
+    assert set(params) == {"amount", name}
+    call = Call(1, method, params, lambda _: None)
+    assert call.repeatable
+    assert call.transaction_id == params[name]
+    assert with_id(method, params) is params

@@ -16,16 +16,18 @@ OWNERS = {
     "ledgerd.storage.embedded",
     "ledgerd.storage.migrations",
     "ledgerd.storage.owner_tokens",
+    "ledgerd.storage.owner_clock",
+    "ledgerd.storage.verify",
     "ledgerd.storage.failures",
 }
-"""What a person does as the owner of the database, before there is a daemon (which never is the owner), and how the
+"""What a person does with the database itself, as its owner (which a daemon never is) or as its auditor, and how the
 command line tells what went wrong with it."""
 
 ARROWS: dict[str, set[str]] = {
     "protocol": {"protocol"},
     "loadtest": {"loadtest", "protocol"},
     "leaf": {"leaf"},
-    "ports": {"protocol", "leaf"},
+    "ports": {"ports", "protocol", "leaf"},
     "engine": {"engine", "ports", "protocol", "leaf"},
     "gateway": {"gateway", "engine", "ports", "protocol", "leaf"},
     "storage": {"storage", "owner", "ports", "protocol", "leaf"},
@@ -49,9 +51,12 @@ ONLY_IN: dict[str, set[str]] = {
 EXCEPTIONS = {("ledgerd_loadtest.baseline", "asyncpg"), ("ledgerd_loadtest.baseline", "asyncio")}
 """The baseline measures what Postgres does without the daemon."""
 
+PORTS = {"ledgerd.engine.commands", "ledgerd.engine.states", "ledgerd.engine.ports"}
+"""The nouns and protocols that engine and storage share."""
+
 PURE = (
-    "codec", "errors", "events", "fields", "messages", "metadata", "methods", "money", "openrpc", "parameters",
-    "problems", "replies", "results",
+    "advances", "codec", "errors", "events", "fields", "messages", "metadata", "methods", "money", "openrpc",
+    "parameters", "problems", "replies", "results",
 )  # fmt: skip
 PURE_LIBRARIES = {
     "msgspec", "iso4217", "__future__", "collections", "difflib", "enum", "functools", "inspect", "itertools", "json",
@@ -70,7 +75,7 @@ def room_of(module: str) -> str | None:
         return "leaf"
     if module in OWNERS:
         return "owner"
-    if module == "ledgerd.engine.ports":
+    if module in PORTS:
         return "ports"
     if inner[0] in ("engine", "gateway", "storage", "daemon"):
         return inner[0]
@@ -187,7 +192,7 @@ def test_imports_are_found_in_every_form_and_place() -> None:
     source = """
 import a.b, c
 from ledgerd.engine import ports
-from ledgerd.engine.ports import Unit
+from ledgerd.engine.ports import Books
 from . import hub
 from .hub import Hub
 from ..config import Config

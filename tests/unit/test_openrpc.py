@@ -138,9 +138,19 @@ def test_every_event_can_be_told_by_its_type() -> None:
     (subscription, _) = DOCUMENT["x-notifications"]
     events = subscription["params"][1]["schema"]["oneOf"]
     kinds = [resolve(event["$ref"])["properties"]["type"]["enum"] for event in events]
-    assert sorted(kind for (kind,) in kinds) == sorted(
-        ["start", "live", "update", "transaction", "account_added", "heartbeat", "closed"]
-    )
+    told = [
+        "start",
+        "live",
+        "update",
+        "transaction",
+        "monitor",
+        "advance",
+        "alert",
+        "account_added",
+        "heartbeat",
+        "closed",
+    ]
+    assert sorted(kind for (kind,) in kinds) == sorted(told)
 
 
 def test_the_checked_in_document_is_current() -> None:

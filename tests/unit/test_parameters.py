@@ -22,6 +22,7 @@ from ledgerd_protocol.messages import (
     SubscribeOptions,
     TransactionBatch,
     Transfer,
+    WalletBet,
 )
 from ledgerd_protocol.methods import METHODS
 from ledgerd_protocol.parameters import decode_items, decode_params
@@ -83,18 +84,37 @@ def test_positional_params_are_in_the_order_of_the_fields() -> None:
 
 def test_positional_params_of_every_reading_method_follow_its_fields() -> None:
     for method in METHODS.values():
-        if method.positional and method.params is not Nothing:
+        if method.positional and method.params is not Nothing and not method.params.lenient:
             pointers = set(mistakes(method.name, "[" + ",".join(["[]"] * len(method.params.__struct_fields__)) + "]"))
             assert {f"/{place}" for place in range(len(method.params.__struct_fields__))} <= pointers | {"/1"}
 
 
-MONEY_METHODS = sorted(name for name, method in METHODS.items() if method.money)
+MONEY_METHODS = sorted(name for name, method in METHODS.items() if method.money and not method.params.lenient)
+LENIENT_METHODS = sorted(name for name, method in METHODS.items() if method.params.lenient)
 
 
 @pytest.mark.parametrize("method", MONEY_METHODS)
 @pytest.mark.parametrize("raw", ["[1]", '["x",{}]', "[{},{}]", "[[]]", "[null]", '"x"', "7", "true", "[7,8,9]"])
 def test_money_methods_take_an_object_or_an_array_of_one_and_nothing_else(method: str, raw: str) -> None:
     assert set(mistakes(method, raw)) == {""}
+
+
+@pytest.mark.parametrize("method", LENIENT_METHODS)
+@pytest.mark.parametrize("raw", ["", "null", "[]", "{}", '"x"', "7", '{"x":1}', "[[[[", "[1" + ",1" * 99 + "]"])
+def test_lenient_methods_read_what_is_no_object_as_one_without_members(method: str, raw: str) -> None:
+    assert read(method, raw) == METHODS[method].params()
+
+
+@given(st.sampled_from(LENIENT_METHODS), st.binary(max_size=40))
+def test_lenient_methods_refuse_nothing_at_all(method: str, raw: bytes) -> None:
+    assert isinstance(decode_params(METHODS[method], raw), METHODS[method].params)
+
+
+def test_members_of_lenient_methods_stay_as_they_were_spelled() -> None:
+    params = read("wallet_bet", '{"amount":1.50e1,"user":null,"unheard_of":1}')
+    assert isinstance(params, WalletBet)
+    assert bytes(params.amount) == b"1.50e1"
+    assert bytes(params.user) == b"null"
 
 
 @pytest.mark.parametrize("raw", ['"x"', "7", "true", "-1.5"])
@@ -391,7 +411,7 @@ def assert_leads_somewhere(value: Any, pointer: str) -> None:
             assert value is None
 
 
-@given(st.sampled_from(sorted(METHODS)), st.dictionaries(NAMES, VALUES, max_size=6))
+@given(st.sampled_from(sorted(set(METHODS) - set(LENIENT_METHODS))), st.dictionaries(NAMES, VALUES, max_size=6))
 def test_the_walk_that_explains_finds_a_mistake_exactly_when_decoding_does(name: str, value: dict[str, Any]) -> None:
     raw = msgspec.json.encode(value)
     found = list(problems_of(METHODS[name].params, raw))

@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from ledgerd.gateway.call import Handler
-from ledgerd.gateway.methods import accounts, money, sessions, subscriptions, system, transactions, users
+from ledgerd.gateway.methods import (
+    accounts,
+    advances,
+    batches,
+    holds,
+    money,
+    monitors,
+    reports,
+    sessions,
+    subscriptions,
+    system,
+    transactions,
+    users,
+    wallet,
+)
 from ledgerd_protocol.methods import METHODS
 
 HANDLERS: dict[str, Handler] = {
@@ -12,7 +26,13 @@ HANDLERS: dict[str, Handler] = {
     **users.METHODS,
     **accounts.METHODS,
     **money.METHODS,
+    **holds.METHODS,
+    **batches.METHODS,
     **transactions.METHODS,
+    **reports.METHODS,
+    **advances.METHODS,
+    **monitors.METHODS,
+    **wallet.METHODS,
     **subscriptions.METHODS,
 }
 

@@ -1,19 +1,31 @@
-"""Methods about accounts and their balances."""
+"""Methods about accounts and their balances.
+
+What changes an account (its limit, its status) is a money command: it takes a version, and is answered with the account
+as it is afterwards.
+"""
 
 from __future__ import annotations
 
 import trio
 from msgspec import UNSET
 
-from ledgerd.engine.ports import AccountState, BalanceState
+from ledgerd.engine.states import AccountState, BalanceState
 from ledgerd.engine.views import account_view, balance_view
 from ledgerd.gateway.access import currency_scale, managed_user, not_found, own_ref, seen_account, seen_user
-from ledgerd.gateway.call import Call, Read
+from ledgerd.gateway.call import Call, Handler, Money, Plan, Read
 from ledgerd.gateway.clock import now_text, utc_text
-from ledgerd.gateway.methods.money import ACCOUNT_BYTES_MAX
+from ledgerd.gateway.methods.commands import make_command, plan_one
 from ledgerd.gateway.methods.pages import page_of
+from ledgerd.gateway.methods.sizes import ACCOUNT_BYTES_MAX
 from ledgerd_protocol.errors import ErrorCode, LedgerError
-from ledgerd_protocol.messages import AccountGet, AccountList, AccountOpen, BalanceGet
+from ledgerd_protocol.messages import (
+    AccountGet,
+    AccountList,
+    AccountOpen,
+    AccountSetLimit,
+    AccountStatusParams,
+    BalanceGet,
+)
 from ledgerd_protocol.results import Account, Balance, Page
 
 MIN_VERSION_POLL_S = 0.05
@@ -68,6 +80,32 @@ async def account_list(call: Call, params: AccountList) -> Page:
     )
 
 
+# -- changes of an account --------------------------------------------------------------------------------------------
+
+
+def _changed(call: Call, kind: str, params: AccountSetLimit | AccountStatusParams) -> Plan:
+    """The plan of a command about one account, answered with the account afterwards."""
+    ref = own_ref(call.principal, params.account_id, params.user_id)
+    amount = params.overdraft_limit if isinstance(params, AccountSetLimit) else UNSET
+    plan = plan_one(make_command(call, kind, params, debit=ref, amount=amount))
+
+    async def account_after(call: Call) -> Account:
+        facts = await seen_account(call, ref, params.currency)
+        return account_view(await _state(call, facts.account_id))
+
+    plan.afterwards = account_after
+    return plan
+
+
+def _change(kind: str) -> Money:
+    """The method that changes an account by a command of this kind."""
+
+    def plan(call: Call, params: AccountSetLimit | AccountStatusParams) -> Plan:
+        return _changed(call, kind, params)
+
+    return Money(plan)
+
+
 # -- balances ---------------------------------------------------------------------------------------------------------
 
 
@@ -112,9 +150,13 @@ def _balance(state: AccountState) -> BalanceState:
     )
 
 
-METHODS = {
+METHODS: dict[str, Handler] = {
     "account_open": Read(account_open, ACCOUNT_BYTES_MAX),
     "account_get": Read(account_get, ACCOUNT_BYTES_MAX),
     "account_list": Read(account_list, None),
+    "account_set_limit": _change("limit"),
+    "account_freeze": _change("freeze"),
+    "account_unfreeze": _change("unfreeze"),
+    "account_close": _change("close"),
     "balance_get": Read(balance_get, 512),
 }

@@ -4,42 +4,35 @@ from __future__ import annotations
 
 from msgspec import UNSET, UnsetType
 
-from ledgerd.engine.ports import Principal
+from ledgerd.engine.commands import Principal
 from ledgerd.engine.views import user_view
 from ledgerd.gateway.authentication import new_secret, principal_of, secret_hash
 from ledgerd.gateway.call import Call, Read
 from ledgerd.gateway.clock import now_s, text_of
 from ledgerd_protocol.errors import ErrorCode, LedgerError
-from ledgerd_protocol.messages import Nothing, SessionAuthenticate, SessionLogin, SessionLogout
+from ledgerd_protocol.messages import Nothing, SessionAuthenticate, SessionChangePassword, SessionLogin, SessionLogout
 from ledgerd_protocol.results import Revoked, Session
 
 _NOBODY = Session(authenticated=False, user=None, account_id=None, scopes=[], expires_at=None)
 
 
 async def session_login(call: Call, params: SessionLogin) -> Session:
-    """Answer `session_login`. The same error, after the same work, for an unknown user and a wrong password."""
+    """Answer `session_login`. The same error, after the same work, for an unknown user and a wrong password.
+
+    A disabled user may sign in: it cannot spend, and it may see what it has.
+    """
     desk = call.desk
-    keys = (("email", params.email.casefold()), ("address", call.caller.address))
-    wait_s = max(desk.login_failures.wait_s(key) for key in keys)
-    if wait_s > 0:
-        raise LedgerError(ErrorCode.RATE_LIMITED, retry_after_ms=int(wait_s * 1000) + 1)
-    material = await desk.books.login_material(params.email)
-    if not await desk.passwords.matches(None if material is None else material[1], params.password) or not material:
-        for key in keys:
-            desk.login_failures.take(key)
-        raise LedgerError(ErrorCode.INVALID_CREDENTIALS)
-    user = material[0]
-    if user.status == "disabled":
-        raise LedgerError(ErrorCode.USER_DISABLED)
+    identified = await desk.credentials.check(params.email, params.password, call.caller.address)
     secret = new_secret()
-    state = await desk.books.create_token(
+    state = await desk.books.open_session(
         token_hash=secret_hash(secret),
-        user_id=user.user_id,
-        account_id=None,
+        user_id=identified.user.user_id,
+        password_hash=identified.password_hash,
         scopes=desk.config.sign_up_scopes,
         expires_at_s=now_s() + desk.config.session_ttl_s,
-        label="session",
     )
+    if state is None:
+        raise LedgerError(ErrorCode.INVALID_CREDENTIALS)
     principal = principal_of(state)
     call.caller.sign_in(principal)
     return await _session(call, principal, secret)
@@ -76,6 +69,33 @@ async def session_logout(call: Call, params: SessionLogout) -> Revoked:
     return Revoked(revoked=revoked)
 
 
+async def session_change_password(call: Call, params: SessionChangePassword) -> Revoked:
+    """Answer `session_change_password`: how many other tokens of the user were revoked.
+
+    All of them, because who changes a password may do it for fear that somebody else has signed in. The one in use
+    stays, or the answer would be the last thing that its owner hears.
+    """
+    desk, principal = call.desk, call.principal
+    if principal.user_id is None or principal.account_id is not None:
+        raise LedgerError(ErrorCode.PERMISSION_DENIED, "Only a token of the whole user may change its password.")
+    user = await desk.books.user(principal.user_id)
+    email = None if user is None else user.email
+    identified = await desk.credentials.check(email, params.password, call.caller.address)
+    revoked = None
+    if identified.user.user_id == principal.user_id:
+        revoked = await desk.books.change_password(
+            user_id=principal.user_id,
+            old_hash=identified.password_hash,
+            new_hash=await desk.passwords.hash(params.new_password),
+            kept_token_id=principal.token_id,
+        )
+    if revoked is None:
+        # The e-mail or the password has become another in the meantime.
+        raise LedgerError(ErrorCode.INVALID_CREDENTIALS)
+    desk.tokens.forget()
+    return Revoked(revoked=revoked)
+
+
 async def _session(call: Call, principal: Principal, secret: str | UnsetType = UNSET) -> Session:
     user = None if principal.user_id is None else await call.desk.books.user(principal.user_id)
     return Session(
@@ -95,4 +115,5 @@ METHODS = {
     "session_authenticate": Read(session_authenticate, SESSION_BYTES_MAX, alone=True),
     "session_status": Read(session_status, SESSION_BYTES_MAX),
     "session_logout": Read(session_logout, 64, alone=True),
+    "session_change_password": Read(session_change_password, 64),
 }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from msgspec import UNSET
 
-from ledgerd.engine.ports import AccountRef, AccountState, Principal
+from ledgerd.engine.commands import AccountRef, Principal
+from ledgerd.engine.states import AccountState
 from ledgerd.gateway.access import invalid, manages, not_found, owns, seen_user
 from ledgerd.gateway.call import Call, Handler, Now, Read, Reply
 from ledgerd_protocol.errors import ErrorCode, LedgerError
-from ledgerd_protocol.messages import LedgerSubscribe, LedgerUnsubscribe, SubscribeOptions
+from ledgerd_protocol.messages import LedgerSubscribe, LedgerUnsubscribe, Since, SubscribeOptions
 
 
 async def ledger_subscribe(call: Call, params: LedgerSubscribe) -> Reply:
@@ -18,7 +19,7 @@ async def ledger_subscribe(call: Call, params: LedgerSubscribe) -> Reply:
     _check_room(call)
     # Read before the reply: what is committed after it is seen.
     here = await desk.books.here() if options.all else None
-    accounts = [] if options.all else await _followed(call, options)
+    accounts = [] if options.all or params.channel == "alerts" else await _followed(call, options)
     if len(accounts) > desk.config.accounts_per_subscription_max:
         raise LedgerError(ErrorCode.TOO_MANY_SUBSCRIPTIONS)
     _check_room(call)  # others were asked for meanwhile
@@ -41,11 +42,23 @@ def _check_options(principal: Principal, params: LedgerSubscribe) -> None:
     named = (options.account_ids is not UNSET) + (options.user_id is not UNSET) + options.all
     if named > 1:
         raise invalid("/options", "Give at most one of account_ids, user_id, all.")
+    if params.channel == "alerts":
+        if not manages(principal):
+            raise LedgerError(ErrorCode.PERMISSION_DENIED)
+        if named or options.since is not UNSET:
+            raise invalid("/options", "Alerts are of no account: give none of account_ids, user_id, all, since.")
     if options.mode == "latest" and params.channel != "balances":
         raise invalid("/options/mode", "Only balances can be followed with mode latest.")
+    if options.all and params.channel == "advances":
+        raise invalid("/options/all", "Advances are followed by their accounts.")
     since = options.since
     if since is UNSET:
         return
+    if params.channel == "advances":
+        _check_since_advances(since)
+        return
+    if since.advances is not UNSET:
+        raise invalid("/options/since/advances", "Only the channel of advances is resumed from their events.")
     if options.all and since.versions:
         raise invalid("/options/since/versions", "All is resumed from a position.")
     if options.all and since.position is UNSET:
@@ -54,6 +67,13 @@ def _check_options(principal: Principal, params: LedgerSubscribe) -> None:
         raise invalid("/options/since/position", "Only all is resumed from a position.")
     if not options.all and since.versions is UNSET:
         raise invalid("/options/since/versions", "Give the last version of each account.")
+
+
+def _check_since_advances(since: Since) -> None:
+    if since.versions is not UNSET or since.position is not UNSET:
+        raise invalid("/options/since", "Advances are resumed from the numbers of their events.")
+    if since.advances is UNSET:
+        raise invalid("/options/since/advances", "Give the last event of each advance.")
 
 
 def _check_room(call: Call) -> None:

@@ -11,6 +11,7 @@ from msgspec import Raw
 import ledgerd
 from ledgerd.gateway.call import Call, Now
 from ledgerd.gateway.clock import now_text
+from ledgerd_protocol.fields import HOLD_EXPIRES_IN_S_MAX, HOLD_EXPIRES_IN_S_MIN
 from ledgerd_protocol.messages import Nothing, SystemPing
 from ledgerd_protocol.methods import METHODS as METHOD_TABLE
 from ledgerd_protocol.openrpc import document
@@ -28,8 +29,11 @@ _LIMITS = (
     "waiting_bytes_max",
     "subscriptions_per_connection_max",
     "accounts_per_subscription_max",
+    "monitors_per_account_max",
     "resume_max",
     "unit_accounts_max",
+    "advance_installments_max",
+    "advance_interval_days_max",
 )
 
 
@@ -50,7 +54,11 @@ def system_info(call: Call, params: Nothing) -> SystemInfo:  # noqa: ARG001
         epoch=facts.epoch,
         currencies=[CurrencyInfo(currency=code, scale=scale) for code, scale in sorted(currencies.items())],
         default_currency=config.default_currency,
-        limits={name: getattr(config, name) for name in _LIMITS},
+        limits={
+            **{name: getattr(config, name) for name in _LIMITS},
+            "hold_expires_in_s_min": HOLD_EXPIRES_IN_S_MIN,
+            "hold_expires_in_s_max": HOLD_EXPIRES_IN_S_MAX,
+        },
         features=sorted(METHOD_TABLE),
     )
 

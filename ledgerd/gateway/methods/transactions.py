@@ -6,16 +6,16 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from ledgerd.engine.ports import AccountRef, Principal, Record
-from ledgerd.engine.views import transaction_view, visible_record
+from ledgerd.engine.commands import AccountRef, Principal, Record
+from ledgerd.engine.views import balance_view, transaction_view, visible_record
 from ledgerd.gateway.access import not_found, own_ref, owns, seen_account
 from ledgerd.gateway.call import Call, Read
 from ledgerd.gateway.clock import now_text, utc_text
-from ledgerd.gateway.methods.money import TRANSACTION_BYTES_MAX
-from ledgerd.gateway.methods.pages import page_of
+from ledgerd.gateway.methods.pages import fitting, whose
+from ledgerd.gateway.methods.sizes import TRANSACTION_BYTES_MAX
 from ledgerd_protocol.errors import ErrorCode, LedgerError
 from ledgerd_protocol.messages import TransactionGet, TransactionList
-from ledgerd_protocol.results import Page, Transaction
+from ledgerd_protocol.results import Opening, Transaction, TransactionPage
 
 ATTEMPTS_SHOWN_MAX = 100
 _ATTEMPT_BYTES_MAX = 160
@@ -50,7 +50,7 @@ async def _sees(call: Call, principal: Principal, record: Record) -> bool:
     return owns(principal, facts)
 
 
-async def transaction_list(call: Call, params: TransactionList) -> Page:
+async def transaction_list(call: Call, params: TransactionList) -> TransactionPage:
     """Answer `transaction_list`: an account's transactions in the order of its versions.
 
     New ones have higher versions than any page that was read newest first: they never appear while paging.
@@ -68,11 +68,12 @@ async def transaction_list(call: Call, params: TransactionList) -> Page:
         created_from,
         created_before,
         params.order,
+        *whose(principal),
     ]
     after_version, as_of = None, now_text()
     if params.cursor is not UNSET:
         after_version, as_of = desk.cursors.read("transaction_list", filters, params.cursor)
-    rows = await desk.books.transactions(
+    found = await desk.books.transactions(
         facts.account_id,
         newest_first=params.order == "newest_first",
         after_version=after_version,
@@ -83,16 +84,30 @@ async def transaction_list(call: Call, params: TransactionList) -> Page:
         created_from=created_from,
         created_before=created_before,
     )
-    return page_of(
-        call,
-        "transaction_list",
-        filters,
-        rows,
-        limit=params.limit,
-        view=lambda row: transaction_view(row, principal),
-        position=lambda row: [_version_of(row, facts.account_id)],
+    records = found.records
+    items, done = fitting(call, records, limit=params.limit, view=lambda record: transaction_view(record, principal))
+    last = found.edge
+    if done < len(records):
+        last = _version_of(records[done - 1], facts.account_id)
+    opening = None
+    if done:
+        oldest = records[done - 1] if params.order == "newest_first" else records[0]
+        opening = await _opening(call, facts.account_id, _version_of(oldest, facts.account_id) - 1)
+    return TransactionPage(
+        items=items,
+        next_cursor=None if last is None else desk.cursors.write("transaction_list", filters, [last, as_of]),
         as_of=as_of,
+        opening=opening,
     )
+
+
+async def _opening(call: Call, account_id: int, version: int) -> Opening:
+    """The account after a version that it has had."""
+    state = await call.desk.books.balance_at(account_id, version=version)
+    if state is None:
+        raise LedgerError(ErrorCode.INTERNAL_ERROR)
+    balance = balance_view(state)
+    return Opening(version=version, balance=balance.balance, held=balance.held, available=balance.available)
 
 
 def _time(text: str | UnsetType, pointer: str) -> str | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from msgspec import UNSET
 
-from ledgerd.engine.ports import Principal, TokenState
+from ledgerd.engine.commands import Principal
+from ledgerd.engine.states import TokenState, UserState
 from ledgerd.engine.views import account_view, token_view, user_view
 from ledgerd.gateway.access import covers, currency_scale, invalid, managed_user, manages, not_found, seen_user
 from ledgerd.gateway.authentication import new_secret, secret_hash
@@ -12,7 +13,17 @@ from ledgerd.gateway.call import Call, Read
 from ledgerd.gateway.clock import now_s, now_text, parse_time
 from ledgerd.gateway.methods.pages import page_of
 from ledgerd_protocol.errors import ErrorCode, LedgerError
-from ledgerd_protocol.messages import TokenCreate, TokenList, TokenRevoke, UserGet, UserRegister
+from ledgerd_protocol.messages import (
+    TokenCreate,
+    TokenList,
+    TokenRevoke,
+    UserDisable,
+    UserEnable,
+    UserGet,
+    UserList,
+    UserRegister,
+    UserUpdate,
+)
 from ledgerd_protocol.results import Page, Registered, Revoked, TokenInfo, User
 
 # -- users ------------------------------------------------------------------------------------------------------------
@@ -27,7 +38,8 @@ async def user_register(call: Call, params: UserRegister) -> Registered:
     if not trusted:
         _check_complete(params)
     elif (params.email is UNSET) != (params.password is UNSET):
-        raise invalid("/password", "An e-mail and a password belong together.")
+        missing = "/email" if params.email is UNSET else "/password"
+        raise invalid(missing, "An e-mail and a password belong together.")
     currency = desk.config.default_currency if params.currency is UNSET else params.currency
     scale = currency_scale(call, currency)
     secret = new_secret()
@@ -55,7 +67,57 @@ def _check_complete(params: UserRegister) -> None:
 
 async def user_get(call: Call, params: UserGet) -> User:
     """Answer `user_get`."""
-    user = await call.desk.books.user(seen_user(call.principal, params.user_id))
+    return _found(await call.desk.books.user(seen_user(call.principal, params.user_id)))
+
+
+async def user_list(call: Call, params: UserList) -> Page:
+    """Answer `user_list`."""
+    principal, desk = call.principal, call.desk
+    if not principal.sees_all:
+        raise LedgerError(ErrorCode.PERMISSION_DENIED, "A token of one account may not list users.")
+    after, as_of = 0, now_text()
+    if params.cursor is not UNSET:
+        after, as_of = desk.cursors.read("user_list", [], params.cursor)
+    return page_of(
+        call,
+        "user_list",
+        [],
+        await desk.books.users(after, params.limit + 1),
+        limit=params.limit,
+        view=user_view,
+        position=lambda row: [row.user_id],
+        as_of=as_of,
+    )
+
+
+async def user_update(call: Call, params: UserUpdate) -> User:
+    """Answer `user_update`: the user as it is afterwards."""
+    principal = call.principal
+    user_id = managed_user(principal, params.user_id)
+    if principal.account_id is not None:
+        raise LedgerError(ErrorCode.PERMISSION_DENIED, "A token of one account may not change its user.")
+    name, email = (None if value is UNSET else value for value in (params.name, params.email))
+    return _found(await call.desk.books.update_user(user_id, name=name, email=email))
+
+
+async def user_disable(call: Call, params: UserDisable) -> User:
+    """Answer `user_disable`. Once answered, no daemon posts a debit, hold, bet or advance of the user any more."""
+    return await _set_status(call, params.user_id, "disabled")
+
+
+async def user_enable(call: Call, params: UserEnable) -> User:
+    """Answer `user_enable`."""
+    return await _set_status(call, params.user_id, "active")
+
+
+async def _set_status(call: Call, user_id: int, status: str) -> User:
+    if not manages(call.principal):
+        raise LedgerError(ErrorCode.PERMISSION_DENIED, "A token of one account may not disable or enable users.")
+    return _found(await call.desk.books.set_user_status(user_id, status))
+
+
+def _found(user: UserState | None) -> User:
+    """The user as the caller sees it. Raises LedgerError ``not_found``."""
     if user is None:
         raise not_found("user")
     return user_view(user)
@@ -160,9 +222,15 @@ async def token_revoke(call: Call, params: TokenRevoke) -> Revoked:
     return Revoked(revoked=revoked)
 
 
+USER_BYTES_MAX = 3_072
+
 METHODS = {
     "user_register": Read(user_register, 4_096),
-    "user_get": Read(user_get, 3_072),
+    "user_get": Read(user_get, USER_BYTES_MAX),
+    "user_list": Read(user_list, None),
+    "user_update": Read(user_update, USER_BYTES_MAX),
+    "user_disable": Read(user_disable, USER_BYTES_MAX),
+    "user_enable": Read(user_enable, USER_BYTES_MAX),
     "token_create": Read(token_create, 3_072),
     "token_list": Read(token_list, None),
     "token_revoke": Read(token_revoke, 64),
