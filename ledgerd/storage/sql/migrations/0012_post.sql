@@ -216,6 +216,13 @@ BEGIN
     ] THEN
         RAISE EXCEPTION 'a kind that this kernel does not post' USING ERRCODE = 'feature_not_supported';
     END IF;
+    IF p_kinds && (c_referring || ARRAY['win', 'rollback']) AND EXISTS (
+        SELECT FROM unnest(p_kinds, p_refers_to) AS u (kind, refers_to)
+        WHERE u.kind = ANY(c_referring || ARRAY['win', 'rollback']) AND u.refers_to IS NULL
+    ) THEN
+        RAISE EXCEPTION 'a command that must refer to a transaction and does not'
+        USING ERRCODE = 'invalid_parameter_value';
+    END IF;
 
     -- Every answer has an element per command.
     codes := array_fill(NULL::integer, ARRAY[v_count]);
@@ -417,71 +424,79 @@ BEGIN
         FROM unnest(v_accounts) WITH ORDINALITY AS u (account_id, n);
     END IF;
 
-    -- Ids that are taken: compare the stored normal form with the command's.
-    FOR v_row IN
-        SELECT
-            u.i,
-            concat_ws(
-                ',',
-                CASE WHEN t.kind::text <> u.kind THEN 'kind' END,
-                CASE WHEN NOT u.referring AND greatest(t.debit_account, 0) <> coalesce(u.debit, 0)
-                    THEN 'debit_account_id' END,
-                CASE WHEN NOT u.referring AND greatest(t.credit_account, 0) <> coalesce(u.credit, 0)
-                    THEN 'credit_account_id' END,
-                -- Omitted stays omitted, whatever it came to.
-                CASE WHEN u.amount IS DISTINCT FROM
-                    CASE WHEN NOT coalesce(t.amount_omitted, false) AND t.kind::text <> ALL(c_amountless) THEN t.amount END
-                    THEN 'amount' END,
-                -- That of the betting wallet is not judged before the id.
-                CASE WHEN u.kind = ANY(c_wallet) AND u.currency <> coalesce(debit.currency, credit.currency)
-                    THEN 'currency' END,
-                CASE WHEN t.refers_to IS DISTINCT FROM u.refers_to THEN 'refers_to' END,
-                CASE WHEN t.expires_in_s IS DISTINCT FROM u.expires_in_s THEN 'expires_in_s' END,
-                CASE WHEN v.installments IS DISTINCT FROM u.installments THEN 'installments' END,
-                CASE WHEN v.interval_days IS DISTINCT FROM u.interval_days THEN 'interval_days' END,
-                CASE WHEN t.reference IS DISTINCT FROM u.reference THEN 'reference' END,
-                CASE WHEN t.reason IS DISTINCT FROM u.reason THEN 'reason' END,
-                -- That of the betting wallet keeps what belongs to the first request only.
-                CASE WHEN u.kind <> ALL(c_wallet) AND t.metadata IS DISTINCT FROM u.metadata THEN 'metadata' END
-            ) AS mismatch,
-            t.status = 'cancelled' AS cancelled,
-            t.debit_account, t.credit_account, t.token_id,
-            debit.user_id AS debit_owner, credit.user_id AS credit_owner,
-            t.batch_id || '/' || t.batch_index AS place
-        FROM (
-            SELECT x.*, x.kind = ANY(c_referring) AS referring
-            FROM unnest(
-                p_transaction_ids, p_kinds, p_debits, p_credits, p_amounts, p_currencies, p_refers_to, p_expires_in_s,
-                p_installments, p_interval_days, p_references, p_reasons, p_metadata
-            ) WITH ORDINALITY AS x (
-                transaction_id, kind, debit, credit, amount, currency, refers_to, expires_in_s,
-                installments, interval_days, reference, reason, metadata, i
-            )
-        ) AS u
+    -- Ids that are taken, nearly always none: compare the stored normal form with the command's.
+    IF EXISTS (
+        SELECT FROM unnest(p_transaction_ids) AS u (transaction_id)
         CROSS JOIN LATERAL (
-            SELECT x.* FROM ledgerd.transactions AS x WHERE x.transaction_id = u.transaction_id LIMIT 1
+            SELECT FROM ledgerd.transactions AS x WHERE x.transaction_id = u.transaction_id LIMIT 1
         ) AS t
-        LEFT JOIN LATERAL (
-            SELECT x.* FROM ledgerd.advances AS x WHERE x.advance_id = t.transaction_id LIMIT 1
-        ) AS v ON true
-        LEFT JOIN LATERAL (
-            SELECT x.user_id, x.currency FROM ledgerd.accounts AS x WHERE x.account_id = t.debit_account LIMIT 1
-        ) AS debit ON true
-        LEFT JOIN LATERAL (
-            SELECT x.user_id, x.currency FROM ledgerd.accounts AS x WHERE x.account_id = t.credit_account LIMIT 1
-        ) AS credit ON true
-    LOOP
-        v_token := v_token_at[v_row.i];
-        v_stored[v_row.i] := true;
-        v_stored_mismatch[v_row.i] := v_row.mismatch;
-        v_stored_cancelled[v_row.i] := v_row.cancelled;
-        v_stored_place[v_row.i] := v_row.place;
-        v_stored_own[v_row.i] := v_row.mismatch = '' AND v_row.token_id = p_token_ids[v_row.i];
-        v_stored_visible[v_row.i] := v_token_sees_all[v_token] OR (
-            v_token_users[v_token] IN (v_row.debit_owner, v_row.credit_owner)
-            AND coalesce(v_token_accounts[v_token] IN (v_row.debit_account, v_row.credit_account), true)
-        );
-    END LOOP;
+    ) THEN
+        FOR v_row IN
+            SELECT
+                u.i,
+                concat_ws(
+                    ',',
+                    CASE WHEN t.kind::text <> u.kind THEN 'kind' END,
+                    CASE WHEN NOT u.referring AND greatest(t.debit_account, 0) <> coalesce(u.debit, 0)
+                        THEN 'debit_account_id' END,
+                    CASE WHEN NOT u.referring AND greatest(t.credit_account, 0) <> coalesce(u.credit, 0)
+                        THEN 'credit_account_id' END,
+                    -- Omitted stays omitted, whatever it came to.
+                    CASE WHEN u.amount IS DISTINCT FROM
+                        CASE WHEN NOT coalesce(t.amount_omitted, false) AND t.kind::text <> ALL(c_amountless)
+                            THEN t.amount END
+                        THEN 'amount' END,
+                    -- That of the betting wallet is not judged before the id.
+                    CASE WHEN u.kind = ANY(c_wallet) AND u.currency <> coalesce(debit.currency, credit.currency)
+                        THEN 'currency' END,
+                    CASE WHEN t.refers_to IS DISTINCT FROM u.refers_to THEN 'refers_to' END,
+                    CASE WHEN t.expires_in_s IS DISTINCT FROM u.expires_in_s THEN 'expires_in_s' END,
+                    CASE WHEN v.installments IS DISTINCT FROM u.installments THEN 'installments' END,
+                    CASE WHEN v.interval_days IS DISTINCT FROM u.interval_days THEN 'interval_days' END,
+                    CASE WHEN t.reference IS DISTINCT FROM u.reference THEN 'reference' END,
+                    CASE WHEN t.reason IS DISTINCT FROM u.reason THEN 'reason' END,
+                    -- That of the betting wallet keeps what belongs to the first request only.
+                    CASE WHEN u.kind <> ALL(c_wallet) AND t.metadata IS DISTINCT FROM u.metadata THEN 'metadata' END
+                ) AS mismatch,
+                t.status = 'cancelled' AS cancelled,
+                t.debit_account, t.credit_account, t.token_id,
+                debit.user_id AS debit_owner, credit.user_id AS credit_owner,
+                t.batch_id || '/' || t.batch_index AS place
+            FROM (
+                SELECT x.*, x.kind = ANY(c_referring) AS referring
+                FROM unnest(
+                    p_transaction_ids, p_kinds, p_debits, p_credits, p_amounts, p_currencies,
+                    p_refers_to, p_expires_in_s, p_installments, p_interval_days, p_references, p_reasons, p_metadata
+                ) WITH ORDINALITY AS x (
+                    transaction_id, kind, debit, credit, amount, currency, refers_to, expires_in_s,
+                    installments, interval_days, reference, reason, metadata, i
+                )
+            ) AS u
+            CROSS JOIN LATERAL (
+                SELECT x.* FROM ledgerd.transactions AS x WHERE x.transaction_id = u.transaction_id LIMIT 1
+            ) AS t
+            LEFT JOIN LATERAL (
+                SELECT x.* FROM ledgerd.advances AS x WHERE x.advance_id = t.transaction_id LIMIT 1
+            ) AS v ON true
+            LEFT JOIN LATERAL (
+                SELECT x.user_id, x.currency FROM ledgerd.accounts AS x WHERE x.account_id = t.debit_account LIMIT 1
+            ) AS debit ON true
+            LEFT JOIN LATERAL (
+                SELECT x.user_id, x.currency FROM ledgerd.accounts AS x WHERE x.account_id = t.credit_account LIMIT 1
+            ) AS credit ON true
+        LOOP
+            v_token := v_token_at[v_row.i];
+            v_stored[v_row.i] := true;
+            v_stored_mismatch[v_row.i] := v_row.mismatch;
+            v_stored_cancelled[v_row.i] := v_row.cancelled;
+            v_stored_place[v_row.i] := v_row.place;
+            v_stored_own[v_row.i] := v_row.mismatch = '' AND v_row.token_id = p_token_ids[v_row.i];
+            v_stored_visible[v_row.i] := v_token_sees_all[v_token] OR (
+                v_token_users[v_token] IN (v_row.debit_owner, v_row.credit_owner)
+                AND coalesce(v_token_accounts[v_token] IN (v_row.debit_account, v_row.credit_account), true)
+            );
+        END LOOP;
+    END IF;
 
     -- A call that is sent again must not judge again what it refused before.
     IF p_resent THEN
@@ -536,27 +551,30 @@ BEGIN
         v_acting := coalesce(v_debit, v_credit);
         v_may_see := v_token_sees_all[v_token];
         v_ref := v_ref_at[i];
-        v_ref_kind := v_ref_kinds[v_ref];
-        v_remaining := CASE v_kind
-            WHEN 'capture' THEN v_ref_amounts[v_ref]
-            WHEN 'advance_payment' THEN v_ref_outstanding[v_ref]
-            ELSE v_ref_amounts[v_ref] - v_ref_reversed[v_ref]
-        END;
-        -- What an earlier command was to post may have been posted by another one, on accounts that are not locked.
-        v_lost := v_kind = ANY(c_referring) AND (
-            v_ref_kind IS NULL OR v_versions[v_acting] IS NULL
-            OR (v_kind = ANY(c_endings) AND v_ref_kind <> 'hold')
-            OR (
-                v_kind = ANY(c_backwards)
-                AND (v_ref_debits[v_ref], v_ref_credits[v_ref]) IS DISTINCT FROM (p_credits[i], p_debits[i])
-            )
-            OR (
-                v_kind <> ALL(c_backwards)
-                AND (v_ref_debits[v_ref], v_ref_credits[v_ref]) IS DISTINCT FROM (p_debits[i], p_credits[i])
-            )
-            OR (NOT v_may_see AND v_owners[v_acting] IS DISTINCT FROM v_token_users[v_token])
-            OR coalesce(v_accounts[v_acting] <> v_token_accounts[v_token], false)
-        );
+        v_lost := false;
+        IF v_ref IS NOT NULL THEN
+            v_ref_kind := v_ref_kinds[v_ref];
+            v_remaining := CASE v_kind
+                WHEN 'capture' THEN v_ref_amounts[v_ref]
+                WHEN 'advance_payment' THEN v_ref_outstanding[v_ref]
+                ELSE v_ref_amounts[v_ref] - v_ref_reversed[v_ref]
+            END;
+            -- What an earlier command was to post may have been posted by another one, on accounts without a lock.
+            v_lost := v_kind = ANY(c_referring) AND (
+                v_ref_kind IS NULL OR v_versions[v_acting] IS NULL
+                OR (v_kind = ANY(c_endings) AND v_ref_kind <> 'hold')
+                OR (
+                    v_kind = ANY(c_backwards)
+                    AND (v_ref_debits[v_ref], v_ref_credits[v_ref]) IS DISTINCT FROM (p_credits[i], p_debits[i])
+                )
+                OR (
+                    v_kind <> ALL(c_backwards)
+                    AND (v_ref_debits[v_ref], v_ref_credits[v_ref]) IS DISTINCT FROM (p_debits[i], p_credits[i])
+                )
+                OR (NOT v_may_see AND v_owners[v_acting] IS DISTINCT FROM v_token_users[v_token])
+                OR coalesce(v_accounts[v_acting] <> v_token_accounts[v_token], false)
+            );
+        END IF;
 
         -- What cannot change between two tries. -2001 is not_found for the far side.
         v_code := CASE
@@ -663,8 +681,8 @@ BEGIN
             v_code := 4003;
         END IF;
 
-        -- What can change between two tries.
-        IF v_code = c_posted THEN
+        -- What can change between two tries: status, then the reference, then limits and funds.
+        IF v_code = c_posted AND v_kind <> 'cancel' THEN
             IF v_amount IS NULL THEN
                 v_amount := CASE
                     WHEN v_kind = ANY(c_backwards) THEN v_remaining
@@ -675,47 +693,78 @@ BEGIN
                     ELSE 0
                 END;
             END IF;
-            v_code := CASE
-                WHEN v_kind = 'cancel' THEN c_posted
-                WHEN v_lost THEN 3008
-                WHEN v_kind = ANY(c_wallet) AND p_currencies[i] <> v_account_currencies[v_acting] THEN 3002
 
-                -- Status. Who only gives back, captures or collects may do so on a frozen account too.
-                WHEN v_kind IN ('debit', 'transfer', 'hold', 'bet') AND v_disabled[v_debit] THEN 1005
+            v_code := CASE
+                WHEN v_lost THEN 3008
+                -- Of the betting wallet: all others are refused above.
+                WHEN p_currencies[i] <> v_account_currencies[v_acting] THEN 3002
+                -- Who only gives back, captures or collects may do so on a frozen account too.
+                WHEN v_disabled[v_debit] AND v_kind IN ('debit', 'transfer', 'hold', 'bet') THEN 1005
                 WHEN v_statuses[v_debit] = 'closed' THEN 2003
-                WHEN v_kind IN ('debit', 'transfer', 'hold', 'bet') AND v_statuses[v_debit] = 'frozen' THEN 2005
-                WHEN v_kind = 'advance' AND v_disabled[v_credit] THEN 1005
-                WHEN v_kind = 'advance' AND v_statuses[v_credit] = 'frozen' THEN 2005
+                WHEN v_statuses[v_debit] = 'frozen' AND v_kind IN ('debit', 'transfer', 'hold', 'bet') THEN 2005
+                WHEN v_disabled[v_credit] AND v_kind = 'advance' THEN 1005
+                WHEN v_statuses[v_credit] = 'frozen' AND v_kind = 'advance' THEN 2005
                 WHEN v_statuses[v_credit] = 'closed' AND v_kind NOT IN ('release', 'expiry')
                     THEN CASE WHEN v_may_see OR v_debit IS NULL THEN 2003 ELSE -2001 END
-
-                -- The reference.
-                WHEN v_kind IN ('capture', 'release') AND coalesce(v_ref_expires[v_ref] <= created_at, true) THEN 3009
-                WHEN v_kind = 'expiry' AND coalesce(v_ref_expires[v_ref] > created_at, true) THEN 3009
-                WHEN v_kind = 'advance_payment' AND v_ref_kind <> 'advance' THEN 3008
-                WHEN v_kind = 'advance_payment' AND v_remaining = 0 THEN 6001
-                WHEN v_kind IN ('capture', 'advance_payment') AND v_amount > v_remaining THEN 3004
-                WHEN v_kind = 'reversal' AND v_ref_kind NOT IN ('credit', 'debit', 'transfer', 'capture') THEN 3010
-                WHEN v_kind = 'reversal' AND (v_amount > v_remaining OR v_remaining = 0) THEN 3007
-                WHEN v_kind = 'win' AND (
-                    v_ref_kind IS DISTINCT FROM 'bet' OR v_ref_debits[v_ref] <> v_accounts[v_acting]
-                    OR v_ref || '/' || v_owners[v_acting] = ANY(v_rolled_back)
-                ) THEN 3008
-                WHEN v_kind = 'win' AND v_ref_won[v_ref] THEN 3007
-                WHEN v_kind = 'rollback' AND v_ref_kind = 'bet' AND v_ref_debits[v_ref] = v_accounts[v_acting]
-                    AND v_ref_won[v_ref] THEN 3010
-
-                -- Limits before funds; but who may not see the far side needs the money to learn that it is full.
-                WHEN v_kind = 'limit' AND v_balances[v_debit] - v_helds[v_debit] + v_amount < 0 THEN 3006
-                WHEN v_kind = 'close'
-                    AND (v_balances[v_debit] <> 0 OR v_helds[v_debit] <> 0 OR v_advances[v_debit] <> 0) THEN 2004
-                WHEN v_kind IN ('limit', 'freeze', 'unfreeze', 'close', 'release', 'expiry') THEN c_posted
-                WHEN v_may_see AND v_kind <> 'hold' AND v_balances[v_credit] > c_minor_max - v_amount THEN 3006
-                WHEN v_kind <> 'capture'
-                    AND v_balances[v_debit] - v_helds[v_debit] + v_limits[v_debit] < v_amount THEN 3001
-                WHEN v_kind <> 'hold' AND v_balances[v_credit] > c_minor_max - v_amount THEN 3006
-                ELSE coalesce(p_problems[i], c_posted)
+                ELSE c_posted
             END;
+
+            IF v_code = c_posted AND v_ref IS NOT NULL THEN
+                v_code := CASE v_kind
+                    WHEN 'capture' THEN CASE
+                        WHEN coalesce(v_ref_expires[v_ref] <= created_at, true) THEN 3009
+                        WHEN v_amount > v_remaining THEN 3004
+                        ELSE c_posted
+                    END
+                    WHEN 'release' THEN CASE
+                        WHEN coalesce(v_ref_expires[v_ref] <= created_at, true) THEN 3009 ELSE c_posted
+                    END
+                    WHEN 'expiry' THEN CASE
+                        WHEN coalesce(v_ref_expires[v_ref] > created_at, true) THEN 3009 ELSE c_posted
+                    END
+                    WHEN 'reversal' THEN CASE
+                        WHEN v_ref_kind NOT IN ('credit', 'debit', 'transfer', 'capture') THEN 3010
+                        WHEN v_amount > v_remaining OR v_remaining = 0 THEN 3007
+                        ELSE c_posted
+                    END
+                    WHEN 'advance_payment' THEN CASE
+                        WHEN v_ref_kind <> 'advance' THEN 3008
+                        WHEN v_remaining = 0 THEN 6001
+                        WHEN v_amount > v_remaining THEN 3004
+                        ELSE c_posted
+                    END
+                    WHEN 'win' THEN CASE
+                        WHEN v_ref_kind IS DISTINCT FROM 'bet' OR v_ref_debits[v_ref] <> v_accounts[v_acting]
+                            OR v_ref || '/' || v_owners[v_acting] = ANY(v_rolled_back) THEN 3008
+                        WHEN v_ref_won[v_ref] THEN 3007
+                        ELSE c_posted
+                    END
+                    WHEN 'rollback' THEN CASE
+                        WHEN v_ref_kind = 'bet' AND v_ref_debits[v_ref] = v_accounts[v_acting] AND v_ref_won[v_ref]
+                            THEN 3010
+                        ELSE c_posted
+                    END
+                    ELSE c_posted
+                END;
+            END IF;
+
+            IF v_code = c_posted THEN
+                v_code := CASE
+                    WHEN v_kind IN ('limit', 'freeze', 'unfreeze', 'close', 'release', 'expiry') THEN CASE
+                        WHEN v_kind = 'limit' AND v_balances[v_debit] - v_helds[v_debit] + v_amount < 0 THEN 3006
+                        WHEN v_kind = 'close' AND (
+                            v_balances[v_debit] <> 0 OR v_helds[v_debit] <> 0 OR v_advances[v_debit] <> 0
+                        ) THEN 2004
+                        ELSE c_posted
+                    END
+                    -- Limits before funds; but who may not see the far side needs the money to learn that it is full.
+                    WHEN v_balances[v_credit] > c_minor_max - v_amount AND v_may_see AND v_kind <> 'hold' THEN 3006
+                    WHEN v_balances[v_debit] - v_helds[v_debit] + v_limits[v_debit] < v_amount AND v_kind <> 'capture'
+                        THEN 3001
+                    WHEN v_balances[v_credit] > c_minor_max - v_amount AND v_kind <> 'hold' THEN 3006
+                    ELSE coalesce(p_problems[i], c_posted)
+                END;
+            END IF;
         END IF;
 
         IF v_code = c_posted THEN
@@ -725,10 +774,8 @@ BEGIN
             END IF;
             v_amounts[i] := v_amount;
             IF v_debit IS NOT NULL AND v_kind <> 'cancel' THEN
-                IF v_kind = 'hold' THEN
-                    v_held_changes[i] := v_amount;
-                ELSIF v_kind = ANY(c_endings) THEN
-                    v_held_changes[i] := -v_ref_amounts[v_ref];
+                IF v_kind IN ('debit', 'transfer', 'capture', 'reversal', 'advance_payment', 'bet') THEN
+                    v_balances[v_debit] := v_balances[v_debit] - v_amount;
                 ELSIF v_kind = 'limit' THEN
                     v_limits[v_debit] := v_amount;
                 ELSIF v_kind IN ('freeze', 'unfreeze', 'close') THEN
@@ -736,10 +783,10 @@ BEGIN
                         WHEN 'freeze' THEN 'frozen' WHEN 'unfreeze' THEN 'active' ELSE 'closed'
                     END;
                 END IF;
-                IF v_kind IN ('debit', 'transfer', 'capture', 'reversal', 'advance_payment', 'bet') THEN
-                    v_balances[v_debit] := v_balances[v_debit] - v_amount;
+                IF v_kind IN ('hold', 'capture', 'release', 'expiry') THEN
+                    v_held_changes[i] := CASE v_kind WHEN 'hold' THEN v_amount ELSE -v_ref_amounts[v_ref] END;
+                    v_helds[v_debit] := v_helds[v_debit] + v_held_changes[i];
                 END IF;
-                v_helds[v_debit] := v_helds[v_debit] + v_held_changes[i];
                 v_versions[v_debit] := v_versions[v_debit] + 1;
                 debit_versions[i] := v_versions[v_debit];
                 debit_balances[i] := v_balances[v_debit];
@@ -767,19 +814,21 @@ BEGIN
                     v_ref_outstanding[v_own_at[i]] := v_amount;
                 END IF;
             END IF;
-            IF v_kind = ANY(c_endings) THEN
-                v_ref_expires[v_ref] := NULL;
-            ELSIF v_kind = 'reversal' THEN
-                v_ref_reversed[v_ref] := v_ref_reversed[v_ref] + v_amount;
-            ELSIF v_kind = 'advance' THEN
+            IF v_kind = 'advance' THEN
                 v_advances[v_credit] := v_advances[v_credit] + 1;
-            ELSIF v_kind = 'advance_payment' THEN
-                v_ref_outstanding[v_ref] := v_ref_outstanding[v_ref] - v_amount;
-                v_advances[v_debit] := v_advances[v_debit] - (v_ref_outstanding[v_ref] = 0)::integer;
-            ELSIF v_kind = 'win' THEN
-                v_ref_won[v_ref] := true;
-            ELSIF v_kind = 'rollback' THEN
-                v_rolled_back := v_rolled_back || (v_ref || '/' || v_owners[v_acting]);
+            ELSIF v_ref IS NOT NULL THEN
+                IF v_kind = ANY(c_endings) THEN
+                    v_ref_expires[v_ref] := NULL;
+                ELSIF v_kind = 'reversal' THEN
+                    v_ref_reversed[v_ref] := v_ref_reversed[v_ref] + v_amount;
+                ELSIF v_kind = 'advance_payment' THEN
+                    v_ref_outstanding[v_ref] := v_ref_outstanding[v_ref] - v_amount;
+                    v_advances[v_debit] := v_advances[v_debit] - (v_ref_outstanding[v_ref] = 0)::integer;
+                ELSIF v_kind = 'win' THEN
+                    v_ref_won[v_ref] := true;
+                ELSIF v_kind = 'rollback' THEN
+                    v_rolled_back := v_rolled_back || (v_ref || '/' || v_owners[v_acting]);
+                END IF;
             END IF;
         ELSIF v_code <> c_replayed THEN
             v_refusals := true;
