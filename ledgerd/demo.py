@@ -55,7 +55,13 @@ async def _perform(house: House, console: Console, play: Play) -> bool:
     finished = False
     async with trio.open_nursery() as nursery:
         ready: ReadyInfo = await nursery.start(_run_daemon, house.config, nursery.cancel_scope)
-        await play(console, house, ready.ws_url)
+        try:
+            await play(console, house, ready.ws_url)
+        except Exception:
+            # The scene also fails of a daemon that stops because somebody pressed Ctrl-C, and that ends all of this.
+            with trio.move_on_after(house.config.drain_timeout_s):
+                await trio.sleep_forever()
+            raise
         finished = True
         signal.raise_signal(signal.SIGTERM)
     return finished

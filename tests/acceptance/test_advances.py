@@ -126,13 +126,19 @@ async def test_daemons_that_are_killed_while_they_collect_take_each_payment_once
     chance = random.Random()
     settings = {"LEDGERD_COLLECT_INTERVAL_S": COLLECT_INTERVAL_S}
     daemons = [serve(**settings) for _ in range(2)]
+    accounts = []
     async with open_client(daemons[0].url, token=daemons[0].token) as client:
         for number in range(ADVANCES):
             account_id = (await client.call("user_register", name=f"U{number}")).account.account_id
+            accounts.append(account_id)
             await client.credit(account_id=account_id, amount="5.00", currency="USD")
             await client.call(
                 "advance_request", account_id=account_id, amount="10.03", installments=PAYMENTS, interval_days=1
             )
+
+    # Other tests have advances on this database too.
+    ours = f"IN ({', '.join(map(str, accounts))})"
+    of_ours = f"advance_id IN (SELECT advance_id FROM ledgerd.advances WHERE account_id {ours})"
 
     async def ask(sql: str) -> list[Any]:
         return await trio.to_thread.run_sync(fetch, cluster.dsn, sql)
@@ -145,23 +151,27 @@ async def test_daemons_that_are_killed_while_they_collect_take_each_payment_once
             daemons[position].process.wait()
             daemons[position] = await trio.to_thread.run_sync(lambda: serve(**settings))
     with trio.fail_after(60):
-        while await ask("SELECT 1 FROM ledgerd.advances WHERE outstanding > 0 LIMIT 1"):
+        while await ask(f"SELECT 1 FROM ledgerd.advances WHERE outstanding > 0 AND {of_ours} LIMIT 1"):
             pass
 
     posted = await ask(
-        "SELECT refers_to, transaction_id, amount FROM ledgerd.transactions WHERE kind = 'advance_payment'"
+        "SELECT refers_to, transaction_id, amount FROM ledgerd.transactions "
+        f"WHERE kind = 'advance_payment' AND debit_account {ours}"
     )
-    paid = await ask("SELECT advance_id, transaction_id, amount FROM ledgerd.advance_events WHERE type = 'paid'")
+    paid = await ask(
+        f"SELECT advance_id, transaction_id, amount FROM ledgerd.advance_events WHERE type = 'paid' AND {of_ours}"
+    )
     assert len(posted) == ADVANCES * PAYMENTS
     assert sorted(posted) == sorted(paid)
-    assert await ask("SELECT status, count(*) FROM ledgerd.advance_payments GROUP BY status") == [
+    assert await ask(f"SELECT status, count(*) FROM ledgerd.advance_payments WHERE {of_ours} GROUP BY status") == [
         ("paid", ADVANCES * PAYMENTS)
     ]
     amounts = [101] * 3 + [100] * 7
     assert await ask(
-        "SELECT DISTINCT array_agg(p.amount ORDER BY p.number) FROM ledgerd.advance_payments AS p GROUP BY advance_id"
+        "SELECT DISTINCT array_agg(p.amount ORDER BY p.number) FROM ledgerd.advance_payments AS p "
+        f"WHERE {of_ours} GROUP BY advance_id"
     ) == [(amounts,)]
-    assert await ask("SELECT DISTINCT balance, version FROM ledgerd.accounts WHERE account_id > 0") == [
+    assert await ask(f"SELECT DISTINCT balance, version FROM ledgerd.accounts WHERE account_id {ours}") == [
         (500, 2 + PAYMENTS)
     ]
-    assert await ask("SELECT count(*) FROM ledgerd.advance_queue") == [(0,)]
+    assert await ask(f"SELECT count(*) FROM ledgerd.advance_queue WHERE {of_ours}") == [(0,)]
