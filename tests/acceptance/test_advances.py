@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Iterator
 from typing import Any
 
-import asyncpg
 import pytest
 import trio
 
@@ -16,6 +14,7 @@ from ledgerd.storage.migrations import migrate
 from ledgerd.storage.owner_clock import move_clock
 from ledgerd_protocol.client import open_client
 from ledgerd_protocol.events import AdvanceHappened
+from tests.acceptance import owner
 from tests.acceptance.javascript import said_by
 
 ADVANCES, PAYMENTS = 100, 10
@@ -29,20 +28,6 @@ def cluster() -> Iterator[Cluster]:
     with temporary_cluster() as found:
         migrate(found.dsn)
         yield found
-
-
-def fetch(dsn: str, sql: str) -> list[Any]:
-    """One statement of the database's owner."""
-
-    async def work() -> list[Any]:
-        connection = await asyncpg.connect(dsn)
-        try:
-            return [tuple(row) for row in await connection.fetch(sql)]
-        finally:
-            await connection.close()
-
-    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-        return runner.run(work())
 
 
 def test_the_demo_plays_twelve_weeks_and_ends_well(ledgerd: Any) -> None:
@@ -141,7 +126,7 @@ async def test_daemons_that_are_killed_while_they_collect_take_each_payment_once
     of_ours = f"advance_id IN (SELECT advance_id FROM ledgerd.advances WHERE account_id {ours})"
 
     async def ask(sql: str) -> list[Any]:
-        return await trio.to_thread.run_sync(fetch, cluster.dsn, sql)
+        return await owner.ask(cluster.dsn, sql)
 
     for _ in range(PAYMENTS):
         await trio.to_thread.run_sync(move_clock, cluster.dsn, 1)

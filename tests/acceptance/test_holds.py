@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from contextlib import AsyncExitStack
 from decimal import Decimal
 from uuid import uuid4
 
-import asyncpg
 import pytest
 import trio
 
 from ledgerd_protocol.client import Client, open_client
 from ledgerd_protocol.errors import ErrorCode, LedgerError
+from tests.acceptance.owner import move_clock
 
 EXPIRED_WITHIN_S = 5.0
-
-
-async def move_clock(dsn: str, seconds: int) -> None:
-    """Let so much time pass for holds. In a thread: asyncio does not run inside Trio's."""
-
-    async def work() -> None:
-        connection = await asyncpg.connect(dsn)
-        try:
-            await connection.execute(
-                f"UPDATE ledgerd.settings SET clock_offset = clock_offset + interval '{seconds} seconds'"
-            )
-        finally:
-            await connection.close()
-
-    def run() -> None:
-        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-            runner.run(work())
-
-    await trio.to_thread.run_sync(run)
 
 
 async def new_account(client: Client, amount: str) -> int:

@@ -10,13 +10,21 @@ from typing import Any
 import pytest
 import trio
 
+from ledgerd.storage.embedded import Cluster
 from ledgerd_protocol.client import Client, Notice, open_client
 from ledgerd_protocol.connection import ConnectionEnded, Retry
 from ledgerd_protocol.errors import ErrorCode, LedgerError
+from tests.acceptance.owner import fetch
 
 PASSWORD = "correct horse"
 AT_ONCE = Retry(call_s=0)
 """Raise what may pass too."""
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_throttled(cluster: Cluster) -> None:
+    """What another test tried on this database is forgotten."""
+    fetch(cluster.dsn, "TRUNCATE ledgerd.password_tries")
 
 
 @asynccontextmanager

@@ -41,20 +41,6 @@ def daemons(request, serve) -> list[Any]:
     return [serve(LEDGERD_FEED=request.param) for _ in range(2)]
 
 
-def execute(dsn: str, sql: str, *values: object) -> Any:
-    """One statement of the database's owner; the first value it answers."""
-
-    async def work() -> Any:
-        connection = await asyncpg.connect(dsn)
-        try:
-            return await connection.fetchval(sql, *values)
-        finally:
-            await connection.close()
-
-    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-        return runner.run(work())
-
-
 async def test_every_invariant_holds_and_both_see_every_change(daemons, new_auditor):
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(open_client(daemon.url, token=daemon.token)) for daemon in daemons]
@@ -201,7 +187,7 @@ async def test_a_listener_that_is_killed_is_replaced_and_no_change_is_missed(ser
         for feed in (everything, mine):
             await until_live(feed)
         killed = await trio.to_thread.run_sync(
-            execute,
+            value,
             cluster.dsn,
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
             "WHERE application_name = 'ledgerd' AND (query LIKE 'LISTEN%' OR query LIKE '%pg_notify%')",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-import asyncpg
 import msgspec
 import pytest
 import trio
@@ -16,27 +14,9 @@ import trio
 from ledgerd_protocol.client import open_client
 from ledgerd_protocol.errors import ErrorCode, LedgerError
 from ledgerd_protocol.events import AlertRaised, Live, Start
+from tests.acceptance.owner import ask, fetch
 
 LOOK_S = "0.2"
-
-
-def by_hand(dsn: str, statement: str, *values: Any) -> Any:
-    """A statement of the owner's, outside the daemon."""
-
-    async def work() -> Any:
-        connection = await asyncpg.connect(dsn)
-        try:
-            return await connection.fetchval(statement, *values)
-        finally:
-            await connection.close()
-
-    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-        return runner.run(work())
-
-
-async def elsewhere(dsn: str, statement: str, *values: Any) -> Any:
-    """The same in a thread: asyncio does not run inside Trio's."""
-    return await trio.to_thread.run_sync(by_hand, dsn, statement, *values)
 
 
 def metric(http_url: str, name: str) -> float:
@@ -67,7 +47,7 @@ def mended(cluster) -> Iterator[list[str]]:
     statements: list[str] = []
     yield statements
     for statement in statements:
-        by_hand(cluster.dsn, statement)
+        fetch(cluster.dsn, statement)
 
 
 async def test_an_advance_that_does_not_add_up_is_told_in_the_log_by_a_metric_on_alerts_and_by_verify(
@@ -85,7 +65,7 @@ async def test_an_advance_that_does_not_add_up_is_told_in_the_log_by_a_metric_on
             assert metric(http_url, "ledgerd_alerts_total{") == 0
             damage = "UPDATE ledgerd.advances SET outstanding = outstanding {} 1 WHERE advance_id = '{}'"
             mended.append(damage.format("+", made.advance_id))
-            await elsewhere(cluster.dsn, damage.format("-", made.advance_id))
+            await ask(cluster.dsn, damage.format("-", made.advance_id))
 
             with trio.fail_after(20):
                 alert = await anext(early)
@@ -160,7 +140,7 @@ def test_verify_names_the_account_in_lines_and_in_json(serve, cluster, ledgerd, 
     account = call(running, "user_register", name="Cat")["account"]["account_id"]
     call(running, "credit", account_id=account, amount="10.00")
     mended.append(f"UPDATE ledgerd.accounts SET balance = balance - 1 WHERE account_id = {account}")
-    by_hand(cluster.dsn, f"UPDATE ledgerd.accounts SET balance = balance + 1 WHERE account_id = {account}")
+    fetch(cluster.dsn, f"UPDATE ledgerd.accounts SET balance = balance + 1 WHERE account_id = {account}")
 
     done = ledgerd("verify", LEDGERD_DSN=cluster.daemon_dsn)
     assert done.returncode == 1
