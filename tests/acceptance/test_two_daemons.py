@@ -17,6 +17,7 @@ from ledgerd_protocol.client import Client, open_client
 from ledgerd_protocol.errors import ErrorCode, LedgerError
 from ledgerd_protocol.events import AccountAdded, Live, Start, Update
 from ledgerd_protocol.feed import Feed
+from tests.acceptance.owner import value
 
 ACCOUNTS = 4
 PAYERS_PER_DAEMON = 8
