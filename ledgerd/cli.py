@@ -403,7 +403,7 @@ def _told(error: BaseException) -> int | None:
     from ledgerd_protocol.call import OutcomeUnknown
     from ledgerd_protocol.connection import CannotConnect, ConnectionEnded
     from ledgerd_protocol.cursor import FeedGap
-    from ledgerd_protocol.errors import LedgerError
+    from ledgerd_protocol.errors import ErrorCode, LedgerError
 
     match leaves(error)[0]:
         case Failed() as failed:
@@ -411,6 +411,8 @@ def _told(error: BaseException) -> int | None:
         case LedgerError() as refused:
             unknown = refused.applied is None
             advice = "; its outcome is unknown: send the same transaction_id again or cancel it" if unknown else ""
+            if refused.code is ErrorCode.UNAUTHENTICATED:
+                advice = ": give --token-file, or set LEDGERD_TOKEN"
             return _say(f"{refused}{advice}", Exit.OUTCOME_UNKNOWN if unknown else Exit.REFUSED)
         case OutcomeUnknown() as unknown_outcome:
             named = unknown_outcome.transaction_id

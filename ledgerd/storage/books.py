@@ -98,10 +98,15 @@ class PostgresBooks:
         self._readers = None
 
     def facts(self) -> LedgerFacts:
-        """Epoch and currencies, as read when the daemon connected."""
+        """Epoch and currencies, as read when the daemon connected, and the currencies met since."""
         if self._facts is None:
             raise StorageUnavailable("the database has not been reached yet")
         return self._facts
+
+    def _learn(self, currency: str, scale: int) -> None:
+        """A currency of an account, perhaps the first in it. Its scale never changes."""
+        if self._facts is not None:
+            self._facts.currencies[currency] = scale
 
     async def _run(self, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
         if self._readers is None:
@@ -142,6 +147,7 @@ class PostgresBooks:
             [ref.receiver_of for ref, _ in refs],
         ):
             found[row["n"] - 1] = AccountFacts(row["account_id"], row["user_id"], row["currency"], row["scale"])
+            self._learn(row["currency"], row["scale"])
         if any(ref.wallet is not None for ref, _ in refs) and not await self._counts_in_wallet_unit():
             found = [None if ref.wallet is not None else facts for (ref, _), facts in zip(refs, found, strict=True)]
         return found
@@ -298,6 +304,7 @@ class PostgresBooks:
             user = await connection.fetchrow(QUERIES["user"], made["user_id"])
             account = await connection.fetchrow(QUERIES["account_states"], [made["account_id"]])
             token = await connection.fetchrow(QUERIES["token"], made["token_id"])
+            self._learn(currency, scale)
             return rows.user_state(user), rows.account_state(account), rows.token_state(token)
 
         try:
@@ -367,13 +374,15 @@ class PostgresBooks:
             return await connection.fetchrow(QUERIES["account_states"], [account_id])
 
         try:
-            return rows.account_state(await self._run(work))
+            account = rows.account_state(await self._run(work))
         except asyncpg.UniqueViolationError as error:
             raise LedgerError(
                 ErrorCode.ALREADY_EXISTS, f"The user has an account in {currency} already.", resource="account"
             ) from error
         except asyncpg.ForeignKeyViolationError as error:
             raise LedgerError(ErrorCode.NOT_FOUND, resource="user") from error
+        self._learn(currency, scale)
+        return account
 
     async def accounts(self, user_id: int | None, after_account_id: int, limit: int) -> list[AccountState]:
         return list(map(rows.account_state, await self._fetch("accounts", user_id, after_account_id, limit)))

@@ -46,10 +46,14 @@ class ErrorCode(IntEnum):
     INSUFFICIENT_FUNDS = 3001, True, "The available balance is too small."
     CURRENCY_MISMATCH = 3002, False, "The currency is not the account's."
     AMOUNT_PRECISION = 3003, False, "The amount has more decimals than the currency."
-    AMOUNT_OUT_OF_RANGE = 3004, False, "The amount must be above zero and below 10^18 minor units."
+    AMOUNT_OUT_OF_RANGE = (
+        3004,
+        False,
+        "The amount must be above zero, below 10^18 minor units, and no more than there is to take.",
+    )
     SAME_ACCOUNT = 3005, False, "Source and destination are the same account."
     LIMIT_EXCEEDED = 3006, True, "A limit of the account would be exceeded."
-    ALREADY_REVERSED = 3007, False, "The transaction has been reversed already."
+    ALREADY_REVERSED = 3007, False, "Not so much of the transaction is left to reverse."
     REFERENCE_NOT_FOUND = 3008, True, "The referenced transaction does not exist."
     HOLD_NOT_ACTIVE = 3009, False, "The hold is not pending any more."
     NOT_REVERSIBLE = 3010, False, "A transaction of this kind cannot be reversed."

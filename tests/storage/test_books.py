@@ -427,3 +427,13 @@ async def test_times_are_utc_with_six_digits(database: Database) -> None:
         account, records = await busy_account(desk)
         for time in (account.created_at, account.updated_at, records[0].created_at):
             assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", time)
+
+
+async def test_a_currency_is_known_from_its_first_account_on_to_every_daemon_that_meets_it(database: Database) -> None:
+    async with open_desk(database) as desk, open_desk(database) as other:
+        assert desk.books.facts().currencies == {}
+        account = await desk.account(currency="EUR")
+        assert desk.books.facts().currencies == {"EUR": 2}
+        assert other.books.facts().currencies == {}
+        await other.books.find_accounts([(AccountRef(account_id=account.account_id), "")])
+        assert other.books.facts().currencies == {"EUR": 2}
