@@ -31,7 +31,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # who
     open_sign_up: bool = False
     sign_up_scopes: tuple[str, ...] = ("user",)
-    session_ttl_s: Positive = 86_400
+    session_ttl_s: Annotated[int, Meta(ge=1, le=3_153_600_000)] = 86_400
     login_failures_per_min: Annotated[int, Meta(ge=0)] = 30  # per e-mail, and per address; 0 is no limit
     token_refresh_s: Seconds = 2.0  # how long a revocation may go unseen by an open connection
 

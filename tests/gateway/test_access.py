@@ -316,6 +316,14 @@ async def test_a_token_of_one_account_opens_none_and_makes_none_wider() -> None:
         assert await code_of(client, "session_logout", {"all": True}) == "permission_denied"
 
 
+@pytest.mark.parametrize("expires_at", ["9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59Z", "2200-01-01T00:00:00Z"])
+async def test_a_token_that_is_to_last_for_more_than_a_hundred_years_is_refused(expires_at: str) -> None:
+    async with open_door() as door:
+        client = await door.user(1, "user")
+        answer = await client.refused("token_create", {"scopes": ["read"], "expires_at": expires_at})
+        assert answer["data"]["errors"][0]["pointer"] == "/expires_at"
+
+
 async def test_a_token_of_one_account_lists_and_revokes_only_tokens_of_it() -> None:
     async with open_door() as door:
         wide = door.books.by_hash

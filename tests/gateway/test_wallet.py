@@ -715,6 +715,18 @@ async def test_only_services_and_operators_may_play(database: Database, method: 
         assert operator["status" if method != "wallet_create_users" else "created"] is not None
 
 
+async def test_a_token_of_one_account_sees_and_plays_with_no_other_wallet(database: Database) -> None:
+    async with open_supplier(database) as supplier:
+        bet = await supplier.client.call("wallet_bet", body("ann", 1))
+        assert bet["status"] == "RS_OK"
+        other = await supplier.house.person("1.00")
+        for scope in ("service", "operator"):
+            limited = await supplier.house.client(scope, account_id=other.account_id)
+            for method in ("wallet_balance", "wallet_bet"):
+                answer = await limited.call(method, body("ann", 1))
+                assert (answer["status"], "balance" in answer) == ("RS_ERROR_UNKNOWN", False)
+
+
 async def test_duplicate_keys_are_a_mistake_of_the_message_and_not_of_the_body(database: Database) -> None:
     async with open_supplier(database) as supplier:
         await supplier.client.send(

@@ -29,6 +29,10 @@ from ledgerd_protocol.results import Page, Registered, Revoked, TokenInfo, User
 # -- users ------------------------------------------------------------------------------------------------------------
 
 
+TOKEN_TTL_S_MAX = 100 * 366 * 86_400
+"""Seconds since 1970 are exact to the microsecond that far, and have a year of four digits."""
+
+
 async def user_register(call: Call, params: UserRegister) -> Registered:
     """Answer `user_register`: for services and operators, and for anybody while sign-up is open."""
     desk, principal = call.desk, call.signed_in
@@ -157,6 +161,8 @@ def _expiry(principal: Principal, params: TokenCreate) -> float | None:
     expires_at_s = parse_time(params.expires_at, "/expires_at").timestamp()
     if expires_at_s <= now_s():
         raise invalid("/expires_at", "This time has passed.")
+    if expires_at_s > now_s() + TOKEN_TTL_S_MAX:
+        raise invalid("/expires_at", "A token lasts 100 years at most; leave it out for one that does not expire.")
     if principal.expires_at_s is not None and expires_at_s > principal.expires_at_s:
         raise LedgerError(ErrorCode.PERMISSION_DENIED, "A token may not outlive its maker.")
     return expires_at_s

@@ -19,7 +19,7 @@ from ledgerd.engine.commands import AccountRef, Command, Outcome, Posted, Record
 from ledgerd.engine.ports import StorageUnavailable
 from ledgerd.engine.views import refusal_error
 from ledgerd.gateway import wallet_bodies as bodies
-from ledgerd.gateway.access import currency_scale
+from ledgerd.gateway.access import currency_scale, owns
 from ledgerd.gateway.call import Call, Desk, Handler, Money, Plan, Read
 from ledgerd.gateway.wallet_bodies import Body
 from ledgerd_protocol.errors import ErrorCode, LedgerError
@@ -216,7 +216,7 @@ async def wallet_balance(call: Call, params: WalletBalance) -> WalletAnswer:
     stated = bodies.stated_currency(params)
     currency = desk.config.default_currency if stated is None else stated
     (facts,) = await desk.directory.find([(AccountRef(wallet=user), currency)])
-    if facts is None:
+    if facts is None or not owns(call.principal, facts):
         return failed("RS_ERROR_UNKNOWN")
     if desk.config.wallet_tokens == "check":
         token_status = await _token_status(desk, bodies.text_of(params.token), facts.user_id)
