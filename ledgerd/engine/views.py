@@ -66,7 +66,7 @@ _REFERS_TO = {
 }
 """Under which name a transaction of a kind shows what it refers to."""
 
-_ITSELF = frozenset({("hold", "hold_id"), ("advance", "advance_id")})
+_ITSELF = {"hold": "hold_id", "advance": "advance_id"}
 """Kinds that show their own id under the name that others refer to it by."""
 
 
@@ -79,6 +79,7 @@ def transaction_view(
 ) -> results.Transaction:
     """A transaction as this caller sees it: entries of visible accounts only, the actor for operators only."""
     scale = record.scale
+    named, referred = _referred(record)
     return results.Transaction(
         transaction_id=record.transaction_id,
         kind=record.kind,
@@ -93,23 +94,23 @@ def transaction_view(
         # As it is stored: encoding it does not look at its type.
         metadata=None if record.metadata is None else cast("dict[str, Any]", Raw(record.metadata.encode())),
         created_at=record.created_at,
-        hold_id=_referred(record, "hold_id"),
+        hold_id=referred if named == "hold_id" else UNSET,
         expires_at=UNSET if record.expires_at is None else record.expires_at,
-        reverses=_referred(record, "reverses"),
+        reverses=referred if named == "reverses" else UNSET,
         reversed_amount=UNSET if record.reversed_amount is None else to_text(record.reversed_amount, scale),
-        reference_transaction_id=_referred(record, "reference_transaction_id"),
-        advance_id=_referred(record, "advance_id"),
+        reference_transaction_id=referred if named == "reference_transaction_id" else UNSET,
+        advance_id=referred if named == "advance_id" else UNSET,
         actor=_actor(record) if "operator" in principal.scopes else UNSET,
         replayed=True if replayed else UNSET,
         attempts=UNSET if attempts is None else [_attempt(attempt) for attempt in attempts],
     )
 
 
-def _referred(record: Record, member: str) -> str | UnsetType:
-    """What the transaction refers to, if it is shown in this member."""
-    if (record.kind, member) in _ITSELF:
-        return record.transaction_id
-    return UNSET if record.refers_to is None or _REFERS_TO.get(record.kind) != member else record.refers_to
+def _referred(record: Record) -> tuple[str | None, str | UnsetType]:
+    """In which member the transaction shows what it refers to, and what that is; most kinds have none."""
+    if record.refers_to is not None:
+        return _REFERS_TO.get(record.kind), record.refers_to
+    return _ITSELF.get(record.kind), record.transaction_id
 
 
 def _entry(side: Side, scale: int) -> results.Entry:
