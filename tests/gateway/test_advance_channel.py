@@ -31,8 +31,12 @@ async def happened(client: Client, last: str) -> list[Any]:
     return await events_until(client, lambda event: event["type"] == "advance" and event["what"] == last)
 
 
-def numbers(events: list[Any]) -> list[int]:
-    return [event["event"] for event in events if event["type"] == "advance"]
+def numbers(events: list[Any], advance: str | None = None) -> list[int]:
+    return [
+        event["event"]
+        for event in events
+        if event["type"] == "advance" and (advance is None or event["advance_id"] == advance)
+    ]
 
 
 def told(events: list[Any]) -> list[tuple[str, Any, str]]:
@@ -107,10 +111,10 @@ async def test_a_subscriber_resumes_with_exactly_what_it_missed(database: Databa
             (advance, "resumed", 4),
             (other, "resumed", 1),
         ]
-        assert [(event["advance_id"], event["event"]) for event in events[1:-1]] == [
-            *((advance, number) for number in (2, 3, 4)),
-            (other, 1),
-        ]
+        # Each advance in its own order; which of two comes first is nobody's promise.
+        assert numbers(events[1:-1], advance) == [2, 3, 4]
+        assert numbers(events[1:-1], other) == [1]
+        assert len(events[1:-1]) == 4
 
         # An advance that was paid back meanwhile is told to its end, because it is named.
         await ann.client.call("advance_repay", {"advance_id": advance})
