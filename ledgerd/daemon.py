@@ -118,7 +118,7 @@ async def _run(config: Config, on_ready: Callable[[ReadyInfo], None], *, keep_ep
             nursery.start_soon(committer.run_sweeper)
             router = Router(config, directory, committer, nursery)
             expirer = Expirer(config, books, router)
-            collector = Collector(config, books, feed.publish, lambda _: hub.advances.stir())
+            collector = Collector(config, books, feed.publish, lambda _: hub.advances.news.stir())
             reconciler = Reconciler(config, books, hub.alerts)
             await nursery.start(
                 _serve_database, config, books, committer, feed, expirer, collector, reconciler, keep_epoch

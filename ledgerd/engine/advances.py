@@ -13,19 +13,20 @@ of one advance may come from there in another order than their own; then the tab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import trio
 from msgspec import UNSET
 
 from ledgerd.engine.commands import Side
+from ledgerd.engine.news import News
 from ledgerd.engine.ports import Feed, StorageUnavailable
 from ledgerd.engine.rendering import Rendering
 from ledgerd.engine.states import AccountState, AdvanceEvent, AdvanceHead, Place
 from ledgerd.engine.subscription import FRUITLESS_WAIT_S, AccountsSubscription, Sink, Source, Terms
 from ledgerd.engine.views import advance_event, advance_start
 from ledgerd.supervision import Backoff
-from ledgerd_protocol.events import AccountStart, AdvanceStart, Heartbeat, Start
+from ledgerd_protocol.events import AdvanceStart, Heartbeat
 
 PAGE = 500
 """Events read at once by the task that looks for news."""
@@ -49,13 +50,8 @@ class AdvanceNews:
         self._epoch = epoch
         self._place: Place | None = None
         self._place_epoch: str | None = None
-        self._news = 0
-        self._changed = trio.lowlevel.ParkingLot()
-
-    def stir(self) -> None:
-        """Something was committed, or may have been. Never waits."""
-        self._news += 1
-        self._changed.unpark_all()
+        self.news = News()
+        """Something was committed about advances, or may have been."""
 
     async def begin(self) -> None:
         """Miss nothing of what is committed from here on. Raises StorageUnavailable."""
@@ -69,7 +65,7 @@ class AdvanceNews:
         """Deliver what is committed while it is wanted, however often the database goes away meanwhile."""
         backoff = Backoff(first_s=0.05, most_s=2.0)
         while wanted():
-            news = self._news
+            news = self.news.count
             try:
                 more = await self._read(deliver)
             except StorageUnavailable:
@@ -78,8 +74,7 @@ class AdvanceNews:
             backoff.reset()
             if not more:
                 await trio.sleep(PAUSE_S)
-                while self._news == news:
-                    await self._changed.park()
+                await self.news.more_than(news)
         self._place = None
 
     async def _read(self, deliver: Callable[[AdvanceEvent], None]) -> bool:
@@ -187,9 +182,8 @@ class AdvanceStream(AccountsSubscription):
             asked, reason = self._resume_advance(head, epoch)
             delivered[head.advance_id] = head.event if asked is None else asked
             starts.append(advance_start(head, resumed=asked is not None, reason=reason))
-        for frame in self._advance_frames(epoch, starts):
-            while not self._push(frame):
-                await self._sink.room()
+        for frame in self._start_frames(epoch, "advances", starts):
+            await self._surely(frame)
         for state in states:
             source.learn(state.account_id, state.version)
             self.positions[state.account_id] = state.version
@@ -219,14 +213,3 @@ class AdvanceStream(AccountsSubscription):
         if head.event - asked > self._terms.resume_max:
             return None, "too_far_behind"
         return asked, None
-
-    def _advance_frames(self, epoch: str, starts: list[AdvanceStart], *, more: bool = False) -> Iterator[bytes]:
-        """One start event, or as many as it takes to keep every frame within the limit."""
-        nobody: list[AccountStart] = []
-        frame = self._frame(Start(epoch=epoch, accounts=nobody, advances=starts, more=True if more else UNSET))
-        if len(frame) <= self._terms.frame_bytes_max or len(starts) < 2:
-            yield frame
-            return
-        half = len(starts) // 2
-        yield from self._advance_frames(epoch, starts[:half], more=True)
-        yield from self._advance_frames(epoch, starts[half:], more=more)

@@ -100,7 +100,3 @@ class AlertStream(Subscription):
                 self._told = alert.number
             else:
                 await self._alerts.changed()
-
-    async def _surely(self, frame: bytes) -> None:
-        while not self.closed and not self._push(frame):
-            await self._sink.room()

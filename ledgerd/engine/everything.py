@@ -17,6 +17,7 @@ from msgspec import UNSET, Struct
 from ledgerd.engine.commands import Side
 from ledgerd.engine.history import SharedReadings
 from ledgerd.engine.monitors import Monitors
+from ledgerd.engine.news import News
 from ledgerd.engine.ports import Feed
 from ledgerd.engine.rendering import Rendering
 from ledgerd.engine.states import Place
@@ -47,26 +48,15 @@ class Tail:
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
         self._readings = SharedReadings(self._fetch)
-        self._news = 0
-        self._changed = trio.lowlevel.ParkingLot()
-
-    def stir(self) -> None:
-        """Something was committed, here or elsewhere, or may have been. Never waits."""
-        self._news += 1
-        self._changed.unpark_all()
-
-    async def stirred(self, news: int) -> None:
-        """Return when there are more news than so many."""
-        await trio.lowlevel.checkpoint()
-        while self._news == news:
-            await self._changed.park()
+        self.news = News()
+        """Something was committed, here or elsewhere, or may have been."""
 
     async def read(self, place: Place) -> Page:
         """What was committed after the place. Raises StorageUnavailable."""
         return await self._readings.read(place)
 
     async def _fetch(self, place: Place) -> Page:
-        news = self._news
+        news = self.news.count
         stretch = await self._feed.committed_since(place, PAGE)
         # The position of all of them is that before the first: who resumes there may see some again, and misses none.
         shown = [Rendering(record, place.position) for record in stretch.records]
@@ -106,7 +96,7 @@ class Everything(Subscription):
                     self._said_live = self.live = True
             # Else the hub is about to close it.
             await trio.sleep(PAUSE_S)
-            await self._tail.stirred(page.news)
+            await self._tail.news.more_than(page.news)
 
     async def _deliver(self, page: Page) -> None:
         for shown in page.shown:
@@ -127,10 +117,6 @@ class Everything(Subscription):
     def _heartbeat(self) -> Heartbeat:
         # All before the place of the page that is being delivered has been.
         return Heartbeat(versions={}, position=self._place.position)
-
-    async def _surely(self, frame: bytes) -> None:
-        while not self._push(frame):
-            await self._sink.room()
 
     async def _start(self, source: Source) -> None:
         epoch = source.epoch()

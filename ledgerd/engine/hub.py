@@ -100,7 +100,7 @@ class Hub:
         self.monitors.note(record)
         self.stir()
         if self._of_advances and record.kind in KINDS:
-            self.advances.stir()
+            self.advances.news.stir()
         followers_of = self._followers
         if not followers_of:
             return
@@ -113,19 +113,23 @@ class Hub:
             if side.version > self.heads[side.account_id]:
                 self.heads[side.account_id] = side.version
             for subscription in list(followers):
-                try:
-                    delivered = subscription.offer(shown, side)
-                except Exception:
-                    log.exception("subscription_failed", subscription=subscription.id)
-                    self.close(subscription, ErrorCode.INTERNAL_ERROR)
-                else:
-                    if not delivered:
-                        self._fall_behind(subscription)
+                self._offer(subscription, subscription.offer, shown, side)
+
+    def _offer(self, subscription: Subscription, offer: Callable[..., bool], *what: object) -> None:
+        """Hand it to one subscription, whose trouble is nobody else's."""
+        try:
+            delivered = offer(*what)
+        except Exception:
+            log.exception("subscription_failed", subscription=subscription.id)
+            self.close(subscription, ErrorCode.INTERNAL_ERROR)
+        else:
+            if not delivered:
+                self._fall_behind(subscription)
 
     def stir(self) -> None:
         """Something was committed, or may have been, whoever did it: those who follow everything look."""
         if self._everything:
-            self.tail.stir()
+            self.tail.news.stir()
 
     def announce_account(self, state: AccountState) -> None:
         """An account was opened here: those who follow all of its owner follow it too."""
@@ -156,16 +160,8 @@ class Hub:
     def publish_advance(self, event: AdvanceEvent) -> None:
         """Something happened to an advance: push it to those who follow its account."""
         for subscription in list(self._followers.get(event.account_id, ())):
-            if not isinstance(subscription, AdvanceStream):
-                continue
-            try:
-                delivered = subscription.offer_event(event)
-            except Exception:
-                log.exception("subscription_failed", subscription=subscription.id)
-                self.close(subscription, ErrorCode.INTERNAL_ERROR)
-            else:
-                if not delivered:
-                    self._fall_behind(subscription)
+            if isinstance(subscription, AdvanceStream):
+                self._offer(subscription, subscription.offer_event, event)
 
     def learn_monitor(self, state: MonitorState) -> None:
         """A monitor was set or removed here: it counts from now on."""
@@ -182,7 +178,7 @@ class Hub:
         """
         self._notice_epoch()
         self.stir()
-        self.advances.stir()
+        self.advances.news.stir()
 
     def advance_heads(self, heads: dict[int, int]) -> None:
         """Versions that exist, as the table says, whoever committed them: who has not got them reads on.

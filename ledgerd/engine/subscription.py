@@ -20,7 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 from msgspec import UNSET, Struct
@@ -139,6 +139,11 @@ class Subscription(ABC):
     def _push_event(self, event: Event) -> bool:
         return self._push(self._frame(event))
 
+    async def _surely(self, frame: bytes) -> None:
+        """Push the frame, however long it takes until there is room. Raises ClosedResourceError."""
+        while not self.closed and not self._push(frame):
+            await self._sink.room()
+
     # -- catching up; the only place where a subscription waits --------------------------------------------------
 
     async def room(self) -> None:
@@ -225,9 +230,8 @@ class AccountsSubscription(Subscription):
             asked, reason = self._resume_from(state, epoch)
             positions[account] = state.version if asked is None else asked
             starts.append(account_start(state, resumed=asked is not None, reason=reason))
-        for frame in self._start_frames(epoch, starts):
-            while not self._push(frame):
-                await self._sink.room()
+        for frame in self._start_frames(epoch, "accounts", starts):
+            await self._surely(frame)
         self.positions = positions
         self._started = True
 
@@ -245,16 +249,16 @@ class AccountsSubscription(Subscription):
             return None, "too_far_behind"
         return asked, None
 
-    def _start_frames(self, epoch: str, starts: list[AccountStart], *, more: bool = False) -> Iterator[bytes]:
-        """One start event, or as many as it takes to keep every frame within the limit."""
-        start = Start(epoch=epoch, accounts=starts, more=True if more else UNSET)
-        frame = self._frame(start)
+    def _start_frames(self, epoch: str, member: str, starts: list[Any], *, more: bool = False) -> Iterator[bytes]:
+        """Where those in ``member`` stand: one start event, or as many as keep every frame within the limit."""
+        members: dict[str, Any] = {"accounts": [], member: starts}
+        frame = self._frame(Start(epoch=epoch, more=True if more else UNSET, **members))
         if len(frame) <= self._terms.frame_bytes_max or len(starts) < 2:
             yield frame
             return
         half = len(starts) // 2
-        yield from self._start_frames(epoch, starts[:half], more=True)
-        yield from self._start_frames(epoch, starts[half:], more=more)
+        yield from self._start_frames(epoch, member, starts[:half], more=True)
+        yield from self._start_frames(epoch, member, starts[half:], more=more)
 
 
 class BalanceStream(AccountsSubscription):

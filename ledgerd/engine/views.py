@@ -7,7 +7,7 @@ which side of a transaction, or writes an amount for people.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 from msgspec import UNSET, Raw, UnsetType
 
@@ -32,13 +32,25 @@ from ledgerd_protocol.money import to_text
 # -- who sees what ------------------------------------------------------------------------------------------------
 
 
-def visible(principal: Principal, side: Side) -> bool:
-    """Whether the caller may see this side of a transaction: its own user's, or its token's one account."""
+class Owned(Protocol):
+    """What is an account's, and with it a user's: its facts, a side of a transaction, an advance, a monitor."""
+
+    @property
+    def account_id(self) -> int:
+        """The account."""
+
+    @property
+    def user_id(self) -> int:
+        """Its owner."""
+
+
+def visible(principal: Principal, owned: Owned) -> bool:
+    """Whether the caller may see what is an account's: its own user's, or its token's one account."""
     if principal.sees_all:
         return True
     if principal.account_id is not None:
-        return side.account_id == principal.account_id
-    return side.user_id == principal.user_id
+        return owned.account_id == principal.account_id
+    return owned.user_id == principal.user_id
 
 
 def visible_record(principal: Principal, record: Record) -> bool:

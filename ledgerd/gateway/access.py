@@ -9,6 +9,7 @@ from __future__ import annotations
 from msgspec import UNSET, UnsetType
 
 from ledgerd.engine.commands import AccountFacts, AccountRef, Principal, Refused
+from ledgerd.engine.views import visible
 from ledgerd.gateway.authentication import expired
 from ledgerd.gateway.call import Call
 from ledgerd_protocol.errors import ErrorCode, LedgerError
@@ -107,13 +108,7 @@ def owns_ref(principal: Principal, ref: AccountRef) -> bool | None:
 
 def owns(principal: Principal, facts: AccountFacts | None) -> bool:
     """Whether the account exists and the caller may act for it, or see it."""
-    if facts is None:
-        return False
-    if principal.sees_all:
-        return True
-    if principal.account_id is not None:
-        return facts.account_id == principal.account_id
-    return facts.user_id == principal.user_id
+    return facts is not None and visible(principal, facts)
 
 
 async def seen_account(call: Call, ref: AccountRef, currency: str | UnsetType) -> AccountFacts:

@@ -432,11 +432,6 @@ class WireStream(trio.abc.Stream):
         return self._ended
 
     async def aclose(self) -> None:
-        """End trio-websocket's use of the stream. The session closes the transport, by `hang_up`."""
+        """End trio-websocket's use of the stream. The server closes the transport."""
         self._end()
         await trio.lowlevel.checkpoint()
-
-    async def hang_up(self) -> None:
-        """Close the transport at once."""
-        self._ended = True
-        await trio.aclose_forcefully(self.transport)

@@ -38,7 +38,6 @@ class ServedDaemon:
 
     def __init__(self, number: int, dsn: str, settings: dict[str, str], log: Path) -> None:
         self.number = number
-        self.kills = 0
         self._port = _free_port()
         self.url = f"ws://127.0.0.1:{self._port}"
         self._environment = {**os.environ, "LEDGERD_DSN": dsn}
@@ -87,7 +86,6 @@ class ServedDaemon:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
-        self.kills += 1
 
     async def stop(self) -> int:
         """Let it drain and end; its exit status, negative if it had to be killed."""

@@ -11,9 +11,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from ledgerd.engine.commands import AccountRef, Command, Outcome, Principal, Refused
-from ledgerd.engine.states import AdvanceState
-from ledgerd.engine.views import advance_view
+from ledgerd.engine.commands import AccountRef, Command, Outcome, Refused
+from ledgerd.engine.views import advance_view, visible
 from ledgerd.gateway.access import invalid, not_found, own_ref, seen_account
 from ledgerd.gateway.call import Call, Handler, Money, Plan, Read
 from ledgerd.gateway.clock import now_text
@@ -102,18 +101,9 @@ async def advance_get(call: Call, params: AdvanceGet) -> Advance:
     """Answer `advance_get`."""
     books = call.desk.books
     state = await books.advance(params.advance_id, payments_max=PAYMENTS_SHOWN_MAX, events_max=EVENTS_SHOWN_MAX)
-    if state is None or not _sees(call.principal, state):
+    if state is None or not visible(call.principal, state):
         raise not_found("advance")
     return advance_view(state, events=True)
-
-
-def _sees(principal: Principal, state: AdvanceState) -> bool:
-    """Whether the caller may see the account of the advance."""
-    if principal.sees_all:
-        return True
-    if principal.account_id is not None:
-        return state.account_id == principal.account_id
-    return state.user_id == principal.user_id
 
 
 async def advance_list(call: Call, params: AdvanceList) -> Page:

@@ -9,9 +9,8 @@ from typing import Literal
 
 from msgspec import UNSET
 
-from ledgerd.engine.commands import AccountFacts, AccountRef, Principal
-from ledgerd.engine.states import MonitorState
-from ledgerd.engine.views import monitor_view
+from ledgerd.engine.commands import AccountFacts, AccountRef
+from ledgerd.engine.views import monitor_view, visible
 from ledgerd.gateway.access import invalid, not_found, own_ref, seen_account, seen_user
 from ledgerd.gateway.call import Call, Read
 from ledgerd.gateway.clock import now_text
@@ -75,7 +74,7 @@ async def monitor_list(call: Call, params: MonitorList) -> Page:
         filters,
         await desk.books.monitors(user_id, account_id, after, params.limit + 1),
         limit=params.limit,
-        view=lambda row: monitor_view(row) if _sees(principal, row) else None,
+        view=lambda row: monitor_view(row) if visible(principal, row) else None,
         position=lambda row: [row.monitor_id],
         as_of=as_of,
     )
@@ -93,20 +92,11 @@ async def _listed(call: Call, params: MonitorList) -> tuple[int | None, int | No
     return principal.account_id, user_id
 
 
-def _sees(principal: Principal, state: MonitorState) -> bool:
-    """Whether the caller may see the monitor's account."""
-    if principal.sees_all:
-        return True
-    if principal.account_id is not None:
-        return state.account_id == principal.account_id
-    return state.user_id == principal.user_id
-
-
 async def monitor_remove(call: Call, params: MonitorRemove) -> Removed:
     """Answer `monitor_remove`. A user does not remove what a service or an operator watches the account with."""
     desk, principal = call.desk, call.principal
     state = await desk.books.monitor(params.monitor_id)
-    if state is None or not _sees(principal, state):
+    if state is None or not visible(principal, state):
         raise not_found("monitor")
     if not principal.sees_all and state.set_by != principal.user_id:
         raise LedgerError(ErrorCode.PERMISSION_DENIED, "The monitor was set by somebody else.")
