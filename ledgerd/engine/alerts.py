@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from ledgerd.engine.subscription import Sink, Source, Subscription, Terms
 from ledgerd.metrics import ALERTS
+from ledgerd.times import time_text
 from ledgerd_protocol.events import AlertRaised, Live, Start
 
 OPEN_MAX = 1_000
@@ -54,7 +55,7 @@ class Alerts:
         if (known is not None and known.detail == detail) or (known is None and len(self._open) >= OPEN_MAX):
             return False
         self._number += 1
-        created_at = self._now().replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+        created_at = time_text(self._now())
         self._open.pop((alert, advance_id), None)  # so that the order remains that of the numbers
         self._open[alert, advance_id] = Alert(self._number, alert, advance_id, detail, created_at)
         ALERTS.labels(alert).inc()

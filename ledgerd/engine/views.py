@@ -20,8 +20,10 @@ from ledgerd.engine.states import (
     AdvanceState,
     AttemptState,
     BalanceState,
+    FailedCommand,
     MonitorState,
     PaymentState,
+    ReportItem,
     TokenState,
     UserState,
 )
@@ -112,9 +114,30 @@ def transaction_view(
         reversed_amount=UNSET if record.reversed_amount is None else to_text(record.reversed_amount, scale),
         reference_transaction_id=referred if named == "reference_transaction_id" else UNSET,
         advance_id=referred if named == "advance_id" else UNSET,
-        actor=_actor(record) if "operator" in principal.scopes else UNSET,
+        actor=_actor(record, principal),
         replayed=True if replayed else UNSET,
         attempts=UNSET if attempts is None else [_attempt(attempt) for attempt in attempts],
+    )
+
+
+def report_item(item: ReportItem, principal: Principal) -> results.Transaction | results.FailedTransaction:
+    """A line of a report: a transaction, or an attempt that was refused."""
+    if not isinstance(item, FailedCommand):
+        return transaction_view(item, principal)
+    return results.FailedTransaction(
+        attempt_id=item.attempt_id,
+        transaction_id=item.transaction_id,
+        kind=item.kind,
+        status="failed",
+        error=item.code.text,
+        amount=None if item.amount is None or item.scale is None else to_text(item.amount, item.scale),
+        currency=item.currency,
+        debit_account_id=item.debit_account,
+        credit_account_id=item.credit_account,
+        reference=item.reference,
+        reason=item.reason,
+        created_at=item.created_at,
+        actor=_actor(item, principal),
     )
 
 
@@ -139,8 +162,11 @@ def _entry(side: Side, scale: int) -> results.Entry:
     )
 
 
-def _actor(record: Record) -> results.Actor:
-    actor = record.actor
+def _actor(item: ReportItem, principal: Principal) -> results.Actor | UnsetType:
+    """Who did it: for operators only."""
+    if "operator" not in principal.scopes:
+        return UNSET
+    actor = item.actor
     return results.Actor(token_id=actor.token_id, user_id=actor.user_id, scopes=list(actor.scopes))
 
 

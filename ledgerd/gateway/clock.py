@@ -1,21 +1,17 @@
-"""Times as the protocol writes them: RFC 3339 in UTC, six digits, `Z`."""
+"""The clock on the wall, and the times that clients write."""
 
 from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
 
+from ledgerd.times import time_text
 from ledgerd_protocol.errors import ErrorCode, LedgerError
-
-
-def _text(moment: datetime) -> str:
-    """Not strftime: its years below 1000 have fewer than four digits."""
-    return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def now_text() -> str:
     """The time now."""
-    return _text(datetime.now(UTC))
+    return time_text(datetime.now(UTC))
 
 
 def now_s() -> float:
@@ -25,7 +21,7 @@ def now_s() -> float:
 
 def text_of(seconds: float) -> str:
     """Unix time in seconds as text."""
-    return _text(datetime.fromtimestamp(seconds, UTC))
+    return time_text(datetime.fromtimestamp(seconds, UTC))
 
 
 def parse_time(text: str, pointer: str) -> datetime:
@@ -43,4 +39,4 @@ def parse_time(text: str, pointer: str) -> datetime:
 
 def utc_text(text: str, pointer: str) -> str:
     """A time that a client wrote, in the protocol's spelling. Raises LedgerError like `parse_time`."""
-    return _text(parse_time(text, pointer))
+    return time_text(parse_time(text, pointer))

@@ -42,6 +42,7 @@ from ledgerd.storage import commit_order, reports, rows
 from ledgerd.storage.connection import Crossing
 from ledgerd.storage.failures import CURRENCY_SCALE, FIRST_CREDIT_REFUSED, WALLET_UNIT, Failure, classify
 from ledgerd.storage.queries import AUDIT, QUERIES
+from ledgerd.times import time_text
 from ledgerd_protocol.errors import ERROR_CODES, ErrorCode, LedgerError
 
 T = TypeVar("T")
@@ -418,7 +419,7 @@ class PostgresBooks:
 
     async def attempts(self, transaction_id: str, token_ids_of: Principal) -> list[AttemptState]:
         return [
-            AttemptState(str(row["attempt_id"]), ERROR_CODES[row["code"]], rows.time_text(row["created_at"]))
+            AttemptState(str(row["attempt_id"]), ERROR_CODES[row["code"]], time_text(row["created_at"]))
             for row in await self._fetch("attempts", transaction_id, token_ids_of.sees_all, token_ids_of.user_id)
         ]
 

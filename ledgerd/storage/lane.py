@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeVar
 
 import asyncpg
@@ -30,6 +30,7 @@ from ledgerd.storage import rows
 from ledgerd.storage.connection import Crossing
 from ledgerd.storage.failures import FENCE, Failure, classify
 from ledgerd.storage.queries import QUERIES
+from ledgerd.times import time_text
 from ledgerd_protocol.errors import ERROR_CODES, ErrorCode
 
 RERUNS_MAX = 8
@@ -187,7 +188,7 @@ def _outcome_reader(answer: asyncpg.Record, stored: dict[str, Record]) -> Callab
     codes = answer["codes"]
     data = answer["data"]
     now = answer["created_at"]
-    created_at = rows.time_text(now)
+    created_at = time_text(now)
     debit_columns = [answer[name] for name in ("debit_versions", "debit_balances", "debit_held", "debit_available")]
     credit_columns = [
         answer[name] for name in ("credit_versions", "credit_balances", "credit_held", "credit_available")
@@ -261,7 +262,7 @@ def _fresh_record(
 
 def _pending(record: Record, created_at: datetime, command: Command) -> Record:
     assert command.expires_in_s is not None
-    expires_at = rows.time_text(created_at + timedelta(seconds=command.expires_in_s))
+    expires_at = rows.expiry_text(created_at, command.expires_in_s)
     return msgspec.structs.replace(record, status="pending", expires_at=expires_at)
 
 

@@ -24,6 +24,7 @@ from ledgerd.engine.states import FailedCommand, ReportItem, ReportPlace, Report
 from ledgerd.storage import commit_order, rows
 from ledgerd.storage.commit_order import Snapshot
 from ledgerd.storage.queries import QUERIES
+from ledgerd.times import time_text
 from ledgerd_protocol.errors import ERROR_CODES, ErrorCode
 
 LOOK_BEYOND = 1_001
@@ -89,7 +90,7 @@ def _stretch(found: list[asyncpg.Record], *, total: int | None) -> ReportStretch
     return ReportStretch(
         items=[_item(row) for row in found if row["failed"] is not None],
         snapshot=packed(commit_order.parse(found[0]["now"])),
-        edge=None if edge is None else rows.time_text(edge),
+        edge=None if edge is None else time_text(edge),
         total=total,
     )
 
@@ -113,7 +114,7 @@ def _failed(row: Any) -> FailedCommand:
         credit_account=_named(row["attempt_credit_account"]),
         reference=row["attempt_reference"],
         reason=row["attempt_reason"],
-        created_at=rows.time_text(row["attempt_created_at"]),
+        created_at=time_text(row["attempt_created_at"]),
         actor=ActorInfo(row["attempt_token"], row["attempt_user"], tuple(sorted(row["attempt_scopes"] or ()))),
     )
 

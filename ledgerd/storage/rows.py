@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from ledgerd.engine.commands import ActorInfo, Record, Side
@@ -17,18 +17,19 @@ from ledgerd.engine.states import (
     TokenState,
     UserState,
 )
+from ledgerd.times import time_text
 
 _STILL = frozenset({"hold", "release", "expiry", "limit", "freeze", "unfreeze", "close", "cancel"})
 """Kinds that move no money between the sides; the same list as ledgerd.moves_money."""
 
 
-def time_text(time: datetime) -> str:
-    """RFC 3339 in UTC with six digits."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
 def _optional_time(time: datetime | None) -> str | None:
     return None if time is None else time_text(time)
+
+
+def expiry_text(created_at: datetime, expires_in_s: int) -> str:
+    """When what was made then is over."""
+    return time_text(created_at + timedelta(seconds=expires_in_s))
 
 
 def moved(kind: str, amount: int) -> int:
@@ -66,7 +67,7 @@ def _record(row: Any, status: str, reversed_amount: int | None) -> Record:
         created_at=time_text(row["created_at"]),
         actor=ActorInfo(row["token_id"], row["actor_user"], tuple(sorted(row["actor_scopes"] or ()))),
         refers_to=None if refers_to is None else str(refers_to),
-        expires_at=None if expires_in_s is None else time_text(row["created_at"] + timedelta(seconds=expires_in_s)),
+        expires_at=None if expires_in_s is None else expiry_text(row["created_at"], expires_in_s),
         reversed_amount=reversed_amount,
     )
 

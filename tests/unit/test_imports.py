@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"ledgerd": ROOT, "ledgerd_protocol": ROOT / "protocol", "ledgerd_loadtest": ROOT / "loadtest"}
 
-LEAVES = {"ledgerd", "ledgerd.config", "ledgerd.metrics", "ledgerd.supervision", "ledgerd.logs"}
+LEAVES = {"ledgerd", "ledgerd.config", "ledgerd.metrics", "ledgerd.supervision", "ledgerd.logs", "ledgerd.times"}
 OWNERS = {
     "ledgerd.storage.embedded",
     "ledgerd.storage.migrations",

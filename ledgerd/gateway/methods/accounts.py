@@ -13,9 +13,9 @@ from ledgerd.engine.states import AccountState, BalanceState
 from ledgerd.engine.views import account_view, balance_view
 from ledgerd.gateway.access import currency_scale, managed_user, not_found, own_ref, seen_account, seen_user
 from ledgerd.gateway.call import Call, Handler, Money, Plan, Read
-from ledgerd.gateway.clock import now_text, utc_text
+from ledgerd.gateway.clock import utc_text
 from ledgerd.gateway.methods.commands import make_command, plan_one
-from ledgerd.gateway.methods.pages import page_of
+from ledgerd.gateway.methods.pages import number_in, page_of
 from ledgerd.gateway.methods.sizes import ACCOUNT_BYTES_MAX
 from ledgerd_protocol.errors import ErrorCode, LedgerError
 from ledgerd_protocol.messages import (
@@ -60,23 +60,18 @@ async def _state(call: Call, account_id: int) -> AccountState:
 
 async def account_list(call: Call, params: AccountList) -> Page:
     """Answer `account_list`. Who sees everything lists everybody's by leaving user_id out."""
-    principal, desk = call.principal, call.desk
+    principal, books = call.principal, call.desk.books
     everybody = principal.sees_all and params.user_id is UNSET
     user_id = None if everybody else seen_user(principal, params.user_id)
-    filters = [user_id, principal.account_id]
-    after, as_of = 0, now_text()
-    if params.cursor is not UNSET:
-        after, as_of = desk.cursors.read("account_list", filters, params.cursor)
-    rows = await desk.books.accounts(user_id, after, params.limit + 1)
-    return page_of(
+    return await page_of(
         call,
         "account_list",
-        filters,
-        rows,
+        [user_id, principal.account_id],
+        params.cursor,
         limit=params.limit,
+        read=lambda after, limit: books.accounts(user_id, number_in(after), limit),
         view=lambda row: account_view(row) if principal.account_id in (None, row.account_id) else None,
-        position=lambda row: [row.account_id],
-        as_of=as_of,
+        key=lambda row: [row.account_id],
     )
 
 

@@ -15,7 +15,6 @@ from ledgerd.engine.commands import AccountRef, Command, Outcome, Refused
 from ledgerd.engine.views import advance_view, visible
 from ledgerd.gateway.access import invalid, not_found, own_ref, seen_account
 from ledgerd.gateway.call import Call, Handler, Money, Plan, Read
-from ledgerd.gateway.clock import now_text
 from ledgerd.gateway.methods.commands import make_command, outcome_result
 from ledgerd.gateway.methods.pages import page_of
 from ledgerd.gateway.methods.sizes import ADVANCE_BYTES_MAX, EVENTS_SHOWN_MAX, PAYMENTS_LISTED_MAX, PAYMENTS_SHOWN_MAX
@@ -108,30 +107,24 @@ async def advance_get(call: Call, params: AdvanceGet) -> Advance:
 
 async def advance_list(call: Call, params: AdvanceList) -> Page:
     """Answer `advance_list`: an account's advances, the newest first. New ones never appear while paging."""
-    desk = call.desk
+    books = call.desk.books
     facts = await seen_account(call, own_ref(call.principal, params.account_id, params.user_id), params.currency)
     status = None if params.status is UNSET else params.status
-    filters: list[Any] = [facts.account_id, status]
-    before, as_of = None, now_text()
-    if params.cursor is not UNSET:
-        created_at, advance_id, as_of = desk.cursors.read("advance_list", filters, params.cursor)
-        before = created_at, advance_id
-    limit = min(params.limit, LISTED_MAX)
-    return page_of(
+    return await page_of(
         call,
         "advance_list",
-        filters,
-        await desk.books.advances(
+        [facts.account_id, status],
+        params.cursor,
+        limit=min(params.limit, LISTED_MAX),
+        read=lambda before, limit: books.advances(
             facts.account_id,
             running=None if status is None else status == "active",
-            before=before,
-            limit=limit + 1,
+            before=None if before is None else (before[0], before[1]),
+            limit=limit,
             payments_max=PAYMENTS_LISTED_MAX,
         ),
-        limit=limit,
         view=advance_view,
-        position=lambda row: [row.created_at, row.advance_id],
-        as_of=as_of,
+        key=lambda row: [row.created_at, row.advance_id],
     )
 
 

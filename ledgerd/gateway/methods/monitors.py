@@ -13,8 +13,7 @@ from ledgerd.engine.commands import AccountFacts, AccountRef
 from ledgerd.engine.views import monitor_view, visible
 from ledgerd.gateway.access import invalid, not_found, own_ref, seen_account, seen_user
 from ledgerd.gateway.call import Call, Read
-from ledgerd.gateway.clock import now_text
-from ledgerd.gateway.methods.pages import page_of
+from ledgerd.gateway.methods.pages import number_in, page_of
 from ledgerd_protocol.errors import ErrorCode, LedgerError
 from ledgerd_protocol.messages import MonitorList, MonitorRemove, MonitorSet
 from ledgerd_protocol.money import AmountOutOfRange, AmountPrecision, amount_text, to_minor
@@ -62,21 +61,17 @@ def _threshold(params: MonitorSet, facts: AccountFacts) -> tuple[Literal["below"
 
 async def monitor_list(call: Call, params: MonitorList) -> Page:
     """Answer `monitor_list`. Who sees everything lists everybody's by naming neither account nor user."""
-    principal, desk = call.principal, call.desk
+    principal, books = call.principal, call.desk.books
     account_id, user_id = await _listed(call, params)
-    filters = [user_id, account_id]
-    after, as_of = 0, now_text()
-    if params.cursor is not UNSET:
-        after, as_of = desk.cursors.read("monitor_list", filters, params.cursor)
-    return page_of(
+    return await page_of(
         call,
         "monitor_list",
-        filters,
-        await desk.books.monitors(user_id, account_id, after, params.limit + 1),
+        [user_id, account_id],
+        params.cursor,
         limit=params.limit,
+        read=lambda after, limit: books.monitors(user_id, account_id, number_in(after), limit),
         view=lambda row: monitor_view(row) if visible(principal, row) else None,
-        position=lambda row: [row.monitor_id],
-        as_of=as_of,
+        key=lambda row: [row.monitor_id],
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from ledgerd.engine.commands import Principal
 from ledgerd.gateway.call import Call
+from ledgerd.gateway.clock import now_text
 from ledgerd_protocol.errors import ErrorCode, LedgerError
 from ledgerd_protocol.results import Page
 
@@ -54,24 +55,35 @@ def fitting(
     return items, done
 
 
-def page_of(
+async def page_of(
     call: Call,
     method: str,
     filters: list[Any],
-    rows: Sequence[Row],
+    cursor: str | UnsetType,
     *,
     limit: int,
+    read: Callable[[list[Any] | None, int], Awaitable[Sequence[Row]]],
     view: Callable[[Row], Any],
-    position: Callable[[Row], list[Any]],
-    as_of: str,
+    key: Callable[[Row], list[Any]],
 ) -> Page:
-    """The first rows as a page. ``rows`` has one more than ``limit`` if there are more; ``view`` answers None for a
-    row that the caller may not know of.
+    """The page of a list that begins after the cursor's row, or at the beginning.
 
-    Raises LedgerError ``response_too_large`` if not even one row has room.
+    ``read`` answers so many rows after the row of that ``key``, or the first ones; ``view`` answers None for a row that
+    the caller may not know of. Raises LedgerError ``invalid_cursor``, ``response_too_large`` if not even one row has
+    room, and what ``read`` raises.
     """
+    after: list[Any] | None = None
+    as_of = now_text()
+    if cursor is not UNSET:
+        *after, as_of = call.desk.cursors.read(method, filters, cursor)
+    rows = await read(after, limit + 1)
     items, done = fitting(call, rows, limit=limit, view=view)
-    cursor = None
+    next_cursor = None
     if done < len(rows):
-        cursor = call.desk.cursors.write(method, filters, [*position(rows[done - 1]), as_of])
-    return Page(items=items, next_cursor=cursor, as_of=as_of)
+        next_cursor = call.desk.cursors.write(method, filters, [*key(rows[done - 1]), as_of])
+    return Page(items=items, next_cursor=next_cursor, as_of=as_of)
+
+
+def number_in(key: list[Any] | None) -> int:
+    """The number that a list goes by; 0, which is before all of them, at its beginning."""
+    return 0 if key is None else int(key[0])

@@ -13,16 +13,15 @@ from typing import Any
 from msgspec import UNSET
 
 from ledgerd.engine.commands import Principal
-from ledgerd.engine.states import FailedCommand, ReportItem, ReportPlace, ReportScope, ReportStretch
-from ledgerd.engine.views import transaction_view
+from ledgerd.engine.states import FailedCommand, ReportPlace, ReportScope, ReportStretch
+from ledgerd.engine.views import report_item
 from ledgerd.gateway.access import invalid, own_ref, seen_account
 from ledgerd.gateway.call import Call, Read
 from ledgerd.gateway.clock import now_text, text_of, utc_text
 from ledgerd.gateway.methods.pages import fitting, whose
 from ledgerd_protocol.errors import ErrorCode, LedgerError
 from ledgerd_protocol.messages import REPORT_CURSOR_MAX, TransactionReport
-from ledgerd_protocol.money import to_text
-from ledgerd_protocol.results import Actor, FailedTransaction, ReportPage, Transaction
+from ledgerd_protocol.results import ReportPage
 
 WIDTH_MAX = timedelta(days=5)
 CLOCKS_DIFFER = timedelta(minutes=1)
@@ -66,7 +65,7 @@ async def transaction_report(call: Call, params: TransactionReport) -> ReportPag
         call,
         found.items,
         limit=params.limit,
-        view=lambda item: _view(item, principal),
+        view=lambda item: report_item(item, principal),
         around_bytes=_AROUND_ITEMS_BYTES,
     )
     place = _ended(found, done)
@@ -148,28 +147,6 @@ async def _own_accounts(call: Call, principal: Principal) -> tuple[int, ...]:
     if len(states) > ACCOUNTS_MAX:
         raise invalid("/account_id", f"Name one: the user has more than {ACCOUNTS_MAX} accounts.")
     return tuple(state.account_id for state in states)
-
-
-def _view(item: ReportItem, principal: Principal) -> Transaction | FailedTransaction:
-    if not isinstance(item, FailedCommand):
-        return transaction_view(item, principal)
-    amount = None if item.amount is None or item.scale is None else to_text(item.amount, item.scale)
-    actor = item.actor
-    return FailedTransaction(
-        attempt_id=item.attempt_id,
-        transaction_id=item.transaction_id,
-        kind=item.kind,
-        status="failed",
-        error=item.code.text,
-        amount=amount,
-        currency=item.currency,
-        debit_account_id=item.debit_account,
-        credit_account_id=item.credit_account,
-        reference=item.reference,
-        reason=item.reason,
-        created_at=item.created_at,
-        actor=Actor(actor.token_id, actor.user_id, list(actor.scopes)) if "operator" in principal.scopes else UNSET,
-    )
 
 
 METHODS = {"transaction_report": Read(transaction_report, None)}

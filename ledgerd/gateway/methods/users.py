@@ -10,8 +10,8 @@ from ledgerd.engine.views import account_view, token_view, user_view
 from ledgerd.gateway.access import covers, currency_scale, invalid, managed_user, manages, not_found, seen_user
 from ledgerd.gateway.authentication import new_secret, secret_hash
 from ledgerd.gateway.call import Call, Read
-from ledgerd.gateway.clock import now_s, now_text, parse_time
-from ledgerd.gateway.methods.pages import page_of
+from ledgerd.gateway.clock import now_s, parse_time
+from ledgerd.gateway.methods.pages import number_in, page_of
 from ledgerd_protocol.errors import ErrorCode, LedgerError
 from ledgerd_protocol.messages import (
     TokenCreate,
@@ -76,21 +76,18 @@ async def user_get(call: Call, params: UserGet) -> User:
 
 async def user_list(call: Call, params: UserList) -> Page:
     """Answer `user_list`."""
-    principal, desk = call.principal, call.desk
+    principal, books = call.principal, call.desk.books
     if not principal.sees_all:
         raise LedgerError(ErrorCode.PERMISSION_DENIED, "A token of one account may not list users.")
-    after, as_of = 0, now_text()
-    if params.cursor is not UNSET:
-        after, as_of = desk.cursors.read("user_list", [], params.cursor)
-    return page_of(
+    return await page_of(
         call,
         "user_list",
         [],
-        await desk.books.users(after, params.limit + 1),
+        params.cursor,
         limit=params.limit,
+        read=lambda after, limit: books.users(number_in(after), limit),
         view=user_view,
-        position=lambda row: [row.user_id],
-        as_of=as_of,
+        key=lambda row: [row.user_id],
     )
 
 
@@ -183,23 +180,18 @@ async def _owner(call: Call, account_id: int, user_id: int | None) -> int:
 
 async def token_list(call: Call, params: TokenList) -> Page:
     """Answer `token_list`. Who sees everything lists everybody's by leaving user_id out."""
-    principal, desk = call.principal, call.desk
+    principal, books = call.principal, call.desk.books
     everybody = manages(principal) and params.user_id is UNSET
     user_id = None if everybody else managed_user(principal, params.user_id)
-    filters = [user_id, principal.account_id]
-    after, as_of = 0, now_text()
-    if params.cursor is not UNSET:
-        after, as_of = desk.cursors.read("token_list", filters, params.cursor)
-    rows = await desk.books.tokens(user_id, after, params.limit + 1)
-    return page_of(
+    return await page_of(
         call,
         "token_list",
-        filters,
-        rows,
+        [user_id, principal.account_id],
+        params.cursor,
         limit=params.limit,
+        read=lambda after, limit: books.tokens(user_id, number_in(after), limit),
         view=lambda row: token_view(row) if _seen_token(principal, row) else None,
-        position=lambda row: [row.token_id],
-        as_of=as_of,
+        key=lambda row: [row.token_id],
     )
 
 

@@ -15,7 +15,7 @@ from functools import partial
 from msgspec import Struct, UnsetType
 from uuid_utils import uuid7
 
-from ledgerd.engine.commands import AccountRef, Command, Outcome, Posted, Record, Refused
+from ledgerd.engine.commands import AccountRef, Command, Outcome, Posted, Refused
 from ledgerd.engine.ports import StorageUnavailable
 from ledgerd.engine.views import refusal_error
 from ledgerd.gateway import wallet_bodies as bodies
@@ -158,8 +158,7 @@ def _conclude(play: _Play, outcomes: list[Outcome]) -> WalletAnswer:
     body = play.body
     if isinstance(outcome, Refused):
         return WalletAnswer(user=body.said_user, status=_status(play, outcome), request_uuid=body.request_uuid)
-    record = outcome.record
-    if outcome.replayed and _differs(play, record):
+    if outcome.replayed and play.body.odd:  # the kernel compared all that it was given
         return WalletAnswer(
             user=body.said_user, status="RS_ERROR_DUPLICATE_TRANSACTION", request_uuid=body.request_uuid
         )
@@ -177,11 +176,6 @@ def _stored_answer(play: _Play, posted: Posted) -> WalletAnswer:
         currency=record.currency,
         balance=bodies.units_of(record.sides[0].balance, record.scale, decimals),
     )
-
-
-def _differs(play: _Play, record: Record) -> bool:
-    """Whether this request is not the stored one, although the kernel compared all that it was given."""
-    return play.body.odd or (record.kind != "rollback" and record.currency != play.body.currency)
 
 
 def _status(play: _Play, refused: Refused) -> Status:
