@@ -84,9 +84,11 @@ class _Watcher:
         self._moved = trio.Event()
 
     async def run(self, feed: Feed, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        task_status.started()
+        """Started when the feed is: what was changed before its start is part of that, and not pushed."""
         async for event in feed:
             if isinstance(event, Start):
+                if self._version < 0:
+                    task_status.started()
                 self._version = event.accounts[0].version
             elif isinstance(event, Update):
                 self._show(event)

@@ -20,7 +20,7 @@ from ledgerd.dev import House
 from ledgerd.exits import Failed
 from ledgerd.storage.owner_clock import move_clock
 from ledgerd_protocol.client import Client, open_client
-from ledgerd_protocol.events import AdvanceHappened, Update
+from ledgerd_protocol.events import AdvanceHappened, Start, Update
 from ledgerd_protocol.feed import Feed
 
 PACE_S = 0.5
@@ -93,8 +93,8 @@ class _Scene:
                 client.subscribe("advances", account_ids=[account_id]) as advances,
                 trio.open_nursery() as nursery,
             ):
-                nursery.start_soon(self._watch, balances)
-                nursery.start_soon(self._watch, advances)
+                await nursery.start(self._watch, balances)
+                await nursery.start(self._watch, advances)
                 await self._weeks(operator, client, account_id)
                 nursery.cancel_scope.cancel()
 
@@ -144,7 +144,10 @@ class _Scene:
             f"\n[bold]{len(taken)} payments took {PRINCIPAL}, each exactly once;[/] two failed, none is forgotten.\n"
         )
 
-    async def _watch(self, feed: Feed) -> None:
+    async def _watch(self, feed: Feed, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Started when the feed is: what happened before its start is part of that, and not pushed."""
+        assert isinstance(await anext(feed), Start)
+        task_status.started()
         async for event in feed:
             if isinstance(event, AdvanceHappened):
                 self._told.append(Happening(event.what, event.number, event.amount))
