@@ -21,7 +21,8 @@ from cyclopts import App, Group, Parameter
 from rich.table import Table
 
 from ledgerd import __version__
-from ledgerd.exits import EXIT_CODES, Exit, Failed, database_errors, leaves
+from ledgerd.epoch_commands import epoch_app
+from ledgerd.exits import EXIT_CODES, Exit, Failed, database_errors, failures_in_the_log, leaves
 from ledgerd.remote import HERE, TALK, Door, call_once, members_of
 from ledgerd.report_command import report
 from ledgerd.terminal import stdout, write, write_json
@@ -43,6 +44,7 @@ app = App(
     name="ledgerd", help=_HELP, version=f"ledgerd {__version__}", version_flags=["--version"], help_format="markdown"
 )
 app.command(token_app)
+app.command(epoch_app)
 app.command(report, group=TALK)
 
 
@@ -63,8 +65,9 @@ class Layers:
 NONE_GIVEN = Layers()
 
 
-def _settings(layers: Layers, **flags: str | None) -> Any:
-    from ledgerd.settings import SettingsError, load
+def _load(layers: Layers, **flags: str | None) -> Any:
+    """The settings as they are now. Raises SettingsError."""
+    from ledgerd.settings import load
 
     given: dict[str, str | None] = {}
     for text in layers.set:
@@ -73,8 +76,14 @@ def _settings(layers: Layers, **flags: str | None) -> Any:
             raise Failed(f"--set {text}: write NAME=VALUE, for example --set lanes=4", Exit.USAGE)
         given[name.strip()] = value
     given.update({name: value for name, value in flags.items() if value is not None})
+    return load(given, os.environ, layers.config)
+
+
+def _settings(layers: Layers, **flags: str | None) -> Any:
+    from ledgerd.config import SettingsError
+
     try:
-        return load(given, os.environ, layers.config)
+        return _load(layers, **flags)
     except SettingsError as error:
         raise Failed("\n         ".join(error.problems), Exit.USAGE) from error
 
@@ -145,7 +154,7 @@ def dev(
     settings = _settings(layers, listen=listen, http=http)
     development.check_clock_speed(clock_speed)
     quiet = settings.sources["log_level"] == "default"
-    configure("warning" if quiet else settings.config.log_level)
+    configure("warning" if quiet else settings.config.log_level, form=settings.config.log_format)
     console = stdout()
     with development.sigterm_ends(), development.open_house(data, settings) as house:
 
@@ -153,8 +162,11 @@ def dev(
             development.note_state(house, ready)
             development.announce(house, ready, console, clock_speed)
 
+        def reread() -> Any:
+            return development.config_of(_load(layers, listen=listen, http=http), house.config.dsn)
+
         with development.clock_of(house, clock_speed):
-            development.serve(house.config, on_ready)
+            development.serve(house.config, on_ready, reread=reread)
 
 
 @app.command(group=_RUN)
@@ -169,7 +181,8 @@ def serve(
     """Run the daemon on your own PostgreSQL, in production. Sign-up is closed.
 
     The database must have been migrated, and the DSN should be that of a role in ledgerd_daemon, not the owner's.
-    Ends with exit code 0 on SIGTERM or Ctrl-C, after answering what is in flight.
+    Ends with exit code 0 on SIGTERM or Ctrl-C, after answering what is in flight; with 5 if something could not be
+    answered within drain_timeout_s, or a second signal came. SIGHUP reads the settings again.
 
     Example: `LEDGERD_DSN=postgresql://ledgerd@db/bank ledgerd serve --listen 127.0.0.1:8710`
 
@@ -182,17 +195,31 @@ def serve(
     http
         Address of health and metrics, HOST:PORT.
     keep_epoch
-        Serve a restored or promoted database as if nothing had been lost. Subscribers then resume instead of starting
-        over.
+        Serve a promoted database as if nothing had been lost. Subscribers then resume instead of starting over. Only
+        what is found at the start counts, and never a dump in another cluster.
     """
     from ledgerd import dev as development
+    from ledgerd.listeners import CannotListen, handed_over
     from ledgerd.logs import configure
 
-    settings = _settings(layers, dsn=dsn, listen=listen, http=http)
-    if not settings.config.dsn:
-        raise Failed("there is no database to serve: set LEDGERD_DSN, or use `ledgerd dev`", Exit.USAGE)
-    configure(settings.config.log_level)
-    development.serve(settings.config, lambda _: None, keep_epoch=keep_epoch)
+    configure("info")
+    with failures_in_the_log():
+        settings = _settings(layers, dsn=dsn, listen=listen, http=http)
+        configure(settings.config.log_level, form=settings.config.log_format)
+        if not settings.config.dsn:
+            advice = "set LEDGERD_DSN or the credential dsn, or use `ledgerd dev`"
+            raise Failed(f"there is no database to serve: {advice}", Exit.USAGE)
+        try:
+            sockets = handed_over(os.environ)
+        except CannotListen as error:
+            raise Failed(str(error), Exit.USAGE) from error
+        development.serve(
+            settings.config,
+            lambda _: None,
+            reread=lambda: _load(layers, dsn=dsn, listen=listen, http=http).config,
+            keep_epoch=keep_epoch,
+            sockets=sockets,
+        )
 
 
 @app.command(group=_RUN)
@@ -262,6 +289,62 @@ def verify(
     if not settings.config.dsn:
         raise Failed("which database? Give its connection in LEDGERD_DSN or --dsn", Exit.USAGE)
     run_verify(settings.config.dsn, json=json)
+
+
+@app.command(group=_RUN)
+def doctor(
+    *,
+    dsn: str | None = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
+    layers: Layers = NONE_GIVEN,
+) -> None:
+    """Say what keeps a daemon from serving a database, what is risky about it, and who holds which account's lock.
+
+    Makes all checks that a daemon makes when it starts, with the same settings, and says of each what was found and
+    what to do. Shows which daemons are connected, what is pending, and which sessions hold or wait for the locks of
+    accounts. Changes nothing. Ends with exit code 0 if a daemon would serve, warnings or not; with 1 if it would not;
+    with 3 if nobody answers.
+
+    Use the daemon's own connection: what its role may do is a part of what is looked at.
+
+    Example: `LEDGERD_DSN=postgresql://ledgerd@db/bank ledgerd doctor`
+
+    Parameters
+    ----------
+    dsn
+        Connection string. Others can read it on the command line: give passwords in LEDGERD_DSN or in a pgpass file.
+    json
+        Print everything as one JSON object.
+    """
+    from ledgerd.doctor_command import run_doctor
+
+    settings = _settings(layers, dsn=dsn)
+    if not settings.config.dsn:
+        raise Failed("which database? Give its connection in LEDGERD_DSN or --dsn", Exit.USAGE)
+    run_doctor(settings.config, json=json)
+
+
+@app.command(name="install-systemd", group=_RUN)
+def install_systemd(*, prefix: Path | None = None, executable: Path | None = None) -> None:
+    """Write systemd's units for this installation, and say what to do next. Starts nothing.
+
+    Writes ledgerd.service with its sockets, ledgerd@.service for several daemons on one port, a daily audit, the user
+    ledgerd (sysusers.d), the directories (tmpfiles.d), and an example /etc/ledgerd/ledgerd.toml if there is none. Run
+    it again after an upgrade: files that differ are written again, and each is told. What you changed in drop-ins
+    (systemctl edit) stays.
+
+    Example: `/opt/ledgerd/bin/ledgerd install-systemd`
+
+    Parameters
+    ----------
+    prefix
+        Write below this directory, to where a package puts its files (usr/lib/systemd/system), for packagers.
+    executable
+        Path of `ledgerd` on the machine that will run it, instead of this one.
+    """
+    from ledgerd.install_systemd import install_systemd as install
+
+    install(prefix, executable)
 
 
 # -- talk to one ---------------------------------------------------------------------------------------------------
@@ -357,8 +440,9 @@ def show_config(
 ) -> None:
     """Print every setting, its value and where it came from. Passwords are masked.
 
-    Flags win over LEDGERD_<NAME> in the environment, that over the TOML file, that over the defaults. Lists are written
-    a,b,c and currencies BTC=8,XYZ=2.
+    Flags win over LEDGERD_<NAME> in the environment, that over credentials, those over the TOML file, that over the
+    defaults. A credential is a file in $CREDENTIALS_DIRECTORY with a setting's name, as systemd's LoadCredential= puts
+    it there. Lists are written a,b,c and currencies BTC=8,XYZ=2.
 
     Example: `LEDGERD_LANES=4 ledgerd config --config ledgerd.toml`
 

@@ -1,11 +1,17 @@
 """One frozen struct of every setting, with units in the names.
 
-A setting comes from a flag, else from ``LEDGERD_<NAME>`` in the environment, else from the TOML file, else from the
-default here. Unknown keys are refused: a typo in a limit must not pass.
+A setting comes from a flag, else from ``LEDGERD_<NAME>`` in the environment, else from a credential (a file of that
+name in ``$CREDENTIALS_DIRECTORY``), else from the TOML file, else from the default here. Unknown keys are refused: a
+typo in a limit must not pass.
+
+On SIGHUP a daemon reads all of that again and takes over what is `RELOADABLE`. Open connections go by the new values
+too, except for the sizes of what they take in and of what waits for them (`FIXED_FOR_CONNECTIONS`): they keep those
+they began with. Everything else needs a restart.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -26,7 +32,11 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     http: str = "127.0.0.1:8711"
     public_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
+    reuse_port: bool = False  # several daemons on one machine share `listen`, and each takes some of the connections
     insecure_listen: bool = False  # plain WebSocket on an address that is not loopback
+    tls_certificate: str = ""  # PEM file with the certificate and its chain: wss:// instead of ws://
+    tls_key: str = ""  # PEM file with its key, without a password; empty: in the certificate's file
+    trusted_proxies: tuple[str, ...] = ()  # networks, or "unix", whose X-Forwarded-For is believed
 
     # who
     open_sign_up: bool = False
@@ -58,6 +68,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     outbox_bytes_max: Positive = 2_097_152
     connections_max: Positive = 20_000
     connections_per_address_max: Positive = 20_000
+    connections_per_user_max: Positive = 100  # signed in as one user; tokens of no user are not counted
+    newcomers_max: Positive = 2_000  # connections that nobody has signed in on; the oldest gives way to the next
+    newcomers_per_address_max: Positive = 1_000
     handshake_timeout_s: Seconds = 10.0
     authentication_timeout_s: Seconds = 10.0
     ping_after_s: Seconds = 20.0
@@ -103,6 +116,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # stopping
     drain_timeout_s: Seconds = 10.0
     log_level: str = "info"
+    log_format: Literal["auto", "json", "journal", "console"] = (
+        "auto"  # auto: journal under systemd, console for a person
+    )
+    slow_call_s: Seconds = 1.0  # a request, or a call of the kernel, that takes longer is told in the log
 
     @property
     def call_reserve_s(self) -> float:
@@ -116,3 +133,56 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def wallet_unit(self) -> str:
         """The betting wallet's unit as it is written to the database: `MINOR_UNIT`, or its number of decimals."""
         return MINOR_UNIT if self.wallet_unit_decimals is None else str(self.wallet_unit_decimals)
+
+
+FIXED_FOR_CONNECTIONS = frozenset(
+    {"message_bytes_max", "frames_per_message_max", "depth_max", "batch_members_max", "outbox_bytes_max"}
+)
+"""Reloadable, for connections that are opened afterwards."""
+
+RELOADABLE = FIXED_FOR_CONNECTIONS | {
+    # where
+    "public_hosts",
+    "allowed_origins",
+    "trusted_proxies",
+    # who
+    "open_sign_up",
+    "sign_up_scopes",
+    "session_ttl_s",
+    "login_failures_per_min",
+    "wallet_tokens",
+    # how much
+    "advance_installments_max",
+    "advance_interval_days_max",
+    "monitors_per_account_max",
+    "in_flight_max",
+    "waiting_commands_max",
+    "waiting_bytes_max",
+    "connections_max",
+    "connections_per_address_max",
+    "connections_per_user_max",
+    "newcomers_max",
+    "newcomers_per_address_max",
+    "subscriptions_per_connection_max",
+    "rate_per_s",
+    "rate_burst",
+    # how long
+    "handshake_timeout_s",
+    "authentication_timeout_s",
+    "ping_after_s",
+    "pong_timeout_s",
+    "send_timeout_s",
+    "min_version_wait_s",
+    "drain_timeout_s",
+    # the log
+    "log_level",
+}
+"""Settings that a running daemon takes over on SIGHUP. None of them is the engine's or the database's."""
+
+
+class SettingsError(Exception):
+    """The settings cannot be used. ``problems`` are sentences, one for each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = list(problems)

@@ -1,6 +1,8 @@
 """The supervision tree: what runs inside what, readable top to bottom. The only module that knows all others.
 
     run_daemon
+    ├── signals                  TERM and INT drain, HUP reloads the settings
+    ├── status, watchdog         tell the service manager how the daemon is, and that it lives
     ├── hub                      catch-up tasks of subscriptions
     ├── sweeper                  answers commands that wait too long while the database is away
     ├── user workers             one per active user, started by the router
@@ -17,12 +19,16 @@
 
 Sessions outlive generations: while the database is away, commands are answered `unavailable`, readiness is 503, and all
 goes on by itself when it is back.
+
+The outer parts of the tree run for as long as the daemon does, and are watched: see `Vitals`. To stop, the daemon
+drains from the outside in: it is no longer ready, listens no more, refuses new commands, lets the answers in flight
+out, closes its sessions, and waits for its workers; at the latest after `drain_timeout_s`, or at a second signal, it
+leaves.
 """
 
 from __future__ import annotations
 
-import gc
-import resource
+import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
@@ -31,6 +37,7 @@ import structlog
 import trio
 from msgspec import Struct
 
+from ledgerd.condition import Condition, Stage
 from ledgerd.config import Config
 from ledgerd.engine.collector import Collector
 from ledgerd.engine.committer import Committer
@@ -43,18 +50,24 @@ from ledgerd.engine.reconciler import Reconciler
 from ledgerd.engine.router import Router
 from ledgerd.gateway.http import serve_http
 from ledgerd.gateway.server import Gateway, InsecureListen
+from ledgerd.gateway.tls import CertificateUnusable, ServerTls
+from ledgerd.listeners import CannotListen, HandedOver, open_listeners, place_of, take_listeners, url_of
+from ledgerd.logs import tell_suppressed
+from ledgerd.notify import Notifier
+from ledgerd.process import Terminal, prepare_process
+from ledgerd.reload import Reloader, Reread
 from ledgerd.storage.books import PostgresBooks
 from ledgerd.storage.generation import DatabaseUnfit, open_generation
-from ledgerd.supervision import RestartLimitReached, supervise
+from ledgerd.supervision import RestartLimitReached, Vitals, supervise
 
 SIDE_DOOR_RESTARTS_MAX = 100
 
-GC_THRESHOLDS = (100_000, 50, 100)
-"""Sessions are many objects that live long. With Python's defaults the collector walks over all of them so often that
-it takes a third of the daemon's time with a thousand connections; reference counts free nearly everything anyway."""
+NOTHING_HANDED_OVER = HandedOver()
 
-FILES_TO_SPARE = 100
-"""Beside those of clients: the database's, the listeners', the log's."""
+_TO_BE_MENDED = (DatabaseUnfit, InsecureListen, CannotListen, CertificateUnusable, RestartLimitReached)
+"""What the parts raise when somebody has to do something about it: starting again will not help."""
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = structlog.get_logger(__name__)
 
@@ -70,29 +83,29 @@ class DaemonFailed(Exception):
     """The daemon cannot serve, and starting it again will not help: the message says what to mend."""
 
 
-async def run_daemon(config: Config, *, on_ready: Callable[[ReadyInfo], None], keep_epoch: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
+async def run_daemon(
+    config: Config,
+    *,
+    on_ready: Callable[[ReadyInfo], None],
+    keep_epoch: bool = False,
+    sockets: HandedOver = NOTHING_HANDED_OVER,
+    reread: Reread | None = None,
+) -> int:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once. With ``reread``, SIGHUP reloads.
 
+    ``sockets`` take the place of `listen` and `http`. Answers how many messages were left unanswered in the end.
     Raises DaemonFailed. Anything else that comes out is a bug.
     """
-    _prepare_process(config)
+    prepare_process(config)
     failures: list[Exception] = []
+    orphaned = 0
     try:
-        await _run(config, on_ready, keep_epoch=keep_epoch)
-    except* (DaemonFailed, DatabaseUnfit, InsecureListen, RestartLimitReached) as group:
+        orphaned = await _run(config, on_ready, keep_epoch=keep_epoch, sockets=sockets, reread=reread)
+    except* (DaemonFailed, *_TO_BE_MENDED) as group:
         failures = list(_leaves(group))
     if failures:
         raise DaemonFailed(str(failures[0])) from failures[0]
-
-
-def _prepare_process(config: Config) -> None:
-    """Settings of the process as a whole: open files as many as allowed, and a collector that suits a server."""
-    gc.set_threshold(*GC_THRESHOLDS)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    enough = hard == resource.RLIM_INFINITY or hard >= config.connections_max + FILES_TO_SPARE
-    log.info("open_files", before=soft, allowed=hard, enough=enough, connections_max=config.connections_max)
+    return orphaned
 
 
 def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
@@ -103,82 +116,118 @@ def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
             yield error
 
 
-async def _run(config: Config, on_ready: Callable[[ReadyInfo], None], *, keep_epoch: bool) -> None:
+async def _run(
+    config: Config,
+    on_ready: Callable[[ReadyInfo], None],
+    *,
+    keep_epoch: bool,
+    sockets: HandedOver,
+    reread: Reread | None,
+) -> int:
+    notifier = Notifier.from_environment(os.environ)
+    tls = ServerTls(config.tls_certificate, config.tls_key) if config.tls_certificate else None
     books = PostgresBooks()
     directory = AccountDirectory(books, config.directory_entries_max)
     hub = Hub(config, books, lambda: books.facts().epoch)
     feed = SharedFeed(config, books, hub)
     committer = Committer(config, feed.publish)
-    serving, stopping = trio.Event(), trio.Event()
 
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    condition, vitals = Condition(books), Vitals()
+    reloader = Reloader(config, reread or (lambda: config), condition)
+    stopping, patience = trio.Event(), trio.CancelScope()
+    orphaned = 0
+
+    with trio.open_signal_receiver(*_STOP_SIGNALS, *([] if reread is None else [signal.SIGHUP])) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_obey_signals, signals, serving, stopping, nursery.cancel_scope)
-            await nursery.start(hub.run)
-            nursery.start_soon(committer.run_sweeper)
+            nursery.start_soon(_obey_signals, signals, condition, reloader, stopping, patience, nursery.cancel_scope)
+            nursery.start_soon(notifier.keep_status, condition.line)
+            nursery.start_soon(notifier.keep_watchdog, vitals.dead)
+
+            nursery.start_soon(tell_suppressed)
+            await nursery.start(vitals.keep, "hub", hub.run)
+            nursery.start_soon(vitals.keep, "sweeper", committer.run_sweeper)
             router = Router(config, directory, committer, nursery)
             expirer = Expirer(config, books, router)
             collector = Collector(config, books, feed.publish, lambda _: hub.advances.news.stir())
             reconciler = Reconciler(config, books, hub.alerts)
-            await nursery.start(
+            database = partial(
                 _serve_database, config, books, committer, feed, expirer, collector, reconciler, keep_epoch
             )
+            await nursery.start(vitals.keep, "database", database)
 
-            gateway = Gateway(config, books=books, router=router, hub=hub, directory=directory)
-
-            def ready() -> tuple[bool, str]:
-                if stopping.is_set():
-                    return False, "stopping"
-                return (True, "ready") if books.connected else (False, "the database is not reachable")
-
-            http_url = await nursery.start(_serve_side_door, config, ready)
+            gateway = Gateway(config, books=books, router=router, hub=hub, directory=directory, tls=tls)
+            condition.sessions = gateway
+            side_door = partial(_serve_side_door, config, sockets, condition.ready)
+            http_url = await nursery.start(vitals.keep, "side door", side_door)
             gateway.allow_origin(http_url)
-            listeners = await _open_listeners(config.listen)
-            info = ReadyInfo(ws_url=_ws_url(listeners[0]), http_url=http_url)
-            await nursery.start(gateway.serve, listeners)
-            log.info("ready", ws=info.ws_url, http=info.http_url)
+            listeners = await _listeners(config, sockets, gateway)
+            info = ReadyInfo(ws_url=url_of(listeners[0], "wss" if tls else "ws"), http_url=http_url)
+            serving = partial(gateway.serve, listeners, handed_over=bool(sockets.websocket))
+            await nursery.start(vitals.keep, "gateway", serving)
+
+            condition.stage = Stage.SERVING
+            log.info("ready", ws=info.ws_url, http=info.http_url, handed_over=len(sockets.websocket + sockets.http))
             on_ready(info)
+            await notifier.ready(condition.line())
+            nursery.start_soon(reloader.run, gateway, tls, notifier)
 
-            serving.set()
             await stopping.wait()
-            deadline = trio.current_time() + config.drain_timeout_s
-            log.info("draining", timeout_s=config.drain_timeout_s)
-            expirer.stop()
-            collector.stop()
-            await gateway.drain(deadline)
-            with trio.move_on_at(deadline):
-                await router.drain()
+            vitals.stopping = True
+            condition.stage = Stage.STOPPING
+            await notifier.stopping(condition.line())
+            with patience:
+                expirer.stop()
+                collector.stop()
+                await _drain(gateway, router, reloader.config.drain_timeout_s)
+            orphaned = gateway.unanswered
             nursery.cancel_scope.cancel()
-    log.info("stopped")
+    await notifier.status(f"stopped, {orphaned} messages left unanswered")
+    log.info("stopped", orphaned=orphaned, hurried=patience.cancelled_caught)
+    return orphaned
 
 
-async def _open_listeners(address: str) -> list[trio.SocketListener]:
-    """Listeners on ``HOST:PORT``, the host of an IPv6 address in brackets."""
-    host, _, port = address.rpartition(":")
-    try:
-        return await trio.open_tcp_listeners(int(port), host=host.strip("[]"))
-    except (OSError, ValueError) as error:
-        raise DaemonFailed(f"cannot listen on {address}: {error}") from error
+async def _listeners(config: Config, sockets: HandedOver, gateway: Gateway) -> list[trio.SocketListener]:
+    if not sockets.websocket:
+        return await open_listeners(config.listen, reuse_port=config.reuse_port)
+    listeners = take_listeners(sockets.websocket)
+    for listener in listeners:
+        gateway.allow_host(place_of(listener))
+    return listeners
 
 
-def _ws_url(listener: trio.SocketListener) -> str:
-    host, port = listener.socket.getsockname()[:2]
-    return f"ws://[{host}]:{port}/" if ":" in host else f"ws://{host}:{port}/"
+async def _drain(gateway: Gateway, router: Router, timeout_s: float) -> None:
+    log.info("draining", timeout_s=timeout_s)
+    deadline = trio.current_time() + timeout_s
+    await gateway.drain(deadline)
+    with trio.move_on_at(deadline):
+        await router.drain()
 
 
 async def _obey_signals(
-    signals: AsyncIterator[int], serving: trio.Event, stopping: trio.Event, everything: trio.CancelScope
+    signals: AsyncIterator[int],
+    condition: Condition,
+    reloader: Reloader,
+    stopping: trio.Event,
+    patience: trio.CancelScope,
+    everything: trio.CancelScope,
 ) -> None:
-    """The first signal drains; a second one, or one while there is nothing to drain yet, ends at once."""
+    """The first signal to stop drains; a second one, or one while there is nothing to drain yet, ends at once."""
+    terminal = Terminal()
     async for number in signals:
         log.info("signal", name=signal.Signals(number).name)
-        if stopping.is_set() or not serving.is_set():
+        if number == signal.SIGHUP and not terminal.gone:
+            reloader.request()
+        elif condition.stage is Stage.STARTING:
             everything.cancel()
-        stopping.set()
+        elif stopping.is_set():
+            patience.cancel()
+        else:
+            stopping.set()
 
 
 async def _serve_side_door(
     config: Config,
+    sockets: HandedOver,
     ready: Callable[[], tuple[bool, str]],
     *,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
@@ -190,7 +239,7 @@ async def _serve_side_door(
         nonlocal started
         async with trio.open_nursery() as nursery:
             try:
-                urls = await nursery.start(partial(serve_http, config, ready=ready))
+                urls = await nursery.start(partial(serve_http, config, ready=ready, binds=sockets.http_binds()))
             except* OSError as group:
                 # An address that cannot be had is for the operator to mend; one that was had is tried again.
                 if started:
@@ -222,21 +271,23 @@ async def _serve_database(
 
     async def generation(healthy: Callable[[], None]) -> None:
         nonlocal started
-        async with open_generation(config, books, keep_epoch=keep_epoch) as opened, trio.open_nursery() as nursery:
-            nursery.start_soon(opened.watch)
-            await nursery.start(feed.follow_monitors)  # before the lanes: what they commit may cross one
-            for lane in opened.lanes:
-                nursery.start_soon(committer.run_lane, lane)
-            nursery.start_soon(expirer.run)
-            nursery.start_soon(collector.run)
-            nursery.start_soon(reconciler.run)
-            nursery.start_soon(feed.poll)
-            if opened.notifications is not None:
-                nursery.start_soon(feed.exchange_hints, opened.notifications)
-            healthy()
-            if not started:
-                started = True
-                task_status.started()
+        async with open_generation(config, books, keep_epoch=keep_epoch) as opened, trio.open_nursery() as outer:
+            outer.start_soon(opened.cut_off)  # cancelled with all of this, and not when a lane ends the generation
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(opened.watch)
+                await nursery.start(feed.follow_monitors)  # before the lanes: what they commit may cross one
+                for lane in opened.lanes:
+                    nursery.start_soon(committer.run_lane, lane)
+                nursery.start_soon(expirer.run)
+                nursery.start_soon(collector.run)
+                nursery.start_soon(reconciler.run)
+                nursery.start_soon(feed.poll)
+                if opened.notifications is not None:
+                    nursery.start_soon(feed.exchange_hints, opened.notifications)
+                healthy()
+                if not started:
+                    started = True
+                    task_status.started()
 
     await supervise(
         generation,

@@ -26,11 +26,14 @@ from msgspec import Struct
 from rich.console import Console
 
 from ledgerd import __version__
+from ledgerd.addresses import is_loopback
 from ledgerd.config import Config
-from ledgerd.daemon import DaemonFailed, ReadyInfo, run_daemon
+from ledgerd.daemon import NOTHING_HANDED_OVER, DaemonFailed, ReadyInfo, run_daemon
 from ledgerd.exits import Exit, Failed
+from ledgerd.listeners import HandedOver
+from ledgerd.reload import Reread
 from ledgerd.secrets import write_secret
-from ledgerd.settings import Settings, host_and_port, is_loopback
+from ledgerd.settings import Settings, host_and_port
 from ledgerd.storage.embedded import DataDirectoryInUse, running_cluster
 from ledgerd.storage.migrations import MigrationMismatch, migrate
 from ledgerd.storage.owner_clock import running_clock
@@ -86,18 +89,31 @@ def open_house(data_dir: Path, settings: Settings) -> Iterator[House]:
         token_file = data_dir / TOKEN_FILE
         _provide_token(token_file, cluster.dsn)
         stack.callback((data_dir / STATE_FILE).unlink, missing_ok=True)
-        yield House(_config(settings, cluster.daemon_dsn), data_dir, token_file, cluster.dsn)
+        yield House(config_of(settings, cluster.daemon_dsn), data_dir, token_file, cluster.dsn)
     finally:
         with _signals_held():
             stack.close()
 
 
-def serve(config: Config, on_ready: Callable[[ReadyInfo], None], *, keep_epoch: bool = False) -> None:
-    """Run the daemon until SIGTERM or SIGINT. Raises Failed."""
+def serve(
+    config: Config,
+    on_ready: Callable[[ReadyInfo], None],
+    *,
+    reread: Reread,
+    keep_epoch: bool = False,
+    sockets: HandedOver = NOTHING_HANDED_OVER,
+) -> None:
+    """Run the daemon until SIGTERM or SIGINT. Raises Failed, also if clients were left without an answer."""
+    run = partial(run_daemon, config, on_ready=on_ready, keep_epoch=keep_epoch, sockets=sockets, reread=reread)
     try:
-        trio.run(partial(run_daemon, config, on_ready=on_ready, keep_epoch=keep_epoch))
+        orphaned = trio.run(run)
     except DaemonFailed as error:
         raise Failed(str(error)) from error
+    if orphaned:
+        raise Failed(
+            f"stopped with {orphaned} messages unanswered: clients find out what came of them by sending them again",
+            Exit.UNANSWERED,
+        )
 
 
 def check_clock_speed(speed: float) -> None:
@@ -176,8 +192,8 @@ def _refuse_strangers(config: Config) -> None:
             )
 
 
-def _config(settings: Settings, dsn: str) -> Config:
-    """What `dev` decides itself, beside what was configured."""
+def config_of(settings: Settings, dsn: str) -> Config:
+    """What was configured, with what `dev` decides itself."""
     scopes = settings.config.sign_up_scopes
     if settings.sources["sign_up_scopes"] == "default":
         scopes = ("user", "topup")

@@ -15,12 +15,14 @@ class Exit(IntEnum):
     USAGE = 2
     CANNOT_CONNECT = 3
     OUTCOME_UNKNOWN = 4
+    UNANSWERED = 5
     INTERRUPTED = 130
 
 
 EXIT_CODES = """\
 Exit codes: 0 done · 1 refused or failed · 2 wrong usage or configuration · 3 cannot connect · 4 sent, but the outcome \
-is unknown: send the same transaction_id again · 130 stopped by Ctrl-C."""
+is unknown: send the same transaction_id again · 5 the daemon stopped and left messages unanswered · 130 stopped by \
+Ctrl-C."""
 
 
 class Failed(Exception):
@@ -39,9 +41,23 @@ def leaves(error: BaseException) -> list[BaseException]:
 
 
 @contextmanager
+def failures_in_the_log() -> Iterator[None]:
+    """Where a program reads the log, a failure is one of its lines: a sentence beside them would be no JSON."""
+    from ledgerd import logs
+
+    try:
+        yield
+    except Failed as failed:
+        if not logs.for_a_machine():
+            raise
+        logs.log.critical("serving_failed", detail=str(failed), exit_code=int(failed.code))
+        raise SystemExit(int(failed.code)) from failed
+
+
+@contextmanager
 def database_errors() -> Iterator[None]:
     """What a connection of our own to the database may end with, said in a sentence."""
-    from ledgerd.logs import without_secrets
+    from ledgerd.masking import error_text
     from ledgerd.storage.failures import DATABASE_ERRORS, Failure, classify
     from ledgerd.storage.migrations import MigrationMismatch
 
@@ -50,7 +66,7 @@ def database_errors() -> Iterator[None]:
     except MigrationMismatch as error:
         raise Failed(str(error)) from error
     except DATABASE_ERRORS as error:
-        told = without_secrets(str(error)) or type(error).__name__
+        told = error_text(error)
         if classify(error) is Failure.REFUSED:
             raise Failed(f"the database refuses: {told}") from error
         raise Failed(f"cannot connect to the database: {told}", Exit.CANNOT_CONNECT) from error

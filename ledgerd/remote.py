@@ -37,6 +37,8 @@ class Door:
     "WebSocket URL of the daemon."
     token_file: Path | None = None
     "File that holds the token. Without it LEDGERD_TOKEN is used; without both you are nobody."
+    ca_file: Annotated[Path | None, Parameter(env_var="LEDGERD_CA_FILE")] = None
+    "PEM file of the authorities to believe in a wss:// connection, instead of the system's."
     wait: float = 0.0
     "Seconds to wait for a daemon that is not there yet."
 
@@ -55,12 +57,13 @@ class Door:
 
     def connected(self, reconnect_s: float = RECONNECT_S) -> AbstractAsyncContextManager[Client]:
         """A client, which waits so long for a daemon that has gone away. Raises Failed."""
+        ca_file = None if self.ca_file is None else str(self.ca_file)
         try:
-            address_of(self.url)
+            address_of(self.url, ca_file=ca_file)
         except ValueError as error:
             raise Failed(str(error), Exit.USAGE) from error
         patience = Retry(first_connect_s=self.wait, reconnect_s=reconnect_s)
-        return open_client(self.url, token=self.token, retry=patience)
+        return open_client(self.url, token=self.token, retry=patience, ca_file=ca_file)
 
 
 HERE = Door()

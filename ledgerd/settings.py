@@ -1,4 +1,5 @@
-"""From what a person wrote to the one frozen `Config`: flags over LEDGERD_* over a TOML file over the defaults.
+"""From what a person wrote to the one frozen `Config`: flags over LEDGERD_* over credentials over a TOML file over the
+defaults.
 
 Rules of this file:
 
@@ -6,28 +7,30 @@ Rules of this file:
 - Every value remembers where it came from, and every complaint says so.
 - All problems are reported at once.
 - Secrets are masked wherever a setting is shown. A data source name keeps everything but its password.
+- A credential is a file in $CREDENTIALS_DIRECTORY that is named after a setting. Other people's files there are left
+  alone.
 """
 
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from ledgerd.config import Config
-from ledgerd.logs import without_secrets
+from ledgerd.addresses import is_loopback, networks
+from ledgerd.config import Config, SettingsError
+from ledgerd.masking import without_secrets
 from ledgerd_protocol.money import iso_scale
 
 PREFIX = "LEDGERD_"
 
-NOT_SETTINGS = frozenset({"CONFIG", "TOKEN", "URL", "OWNER_DSN"})
+NOT_SETTINGS = frozenset({"CA_FILE", "CONFIG", "TOKEN", "URL", "OWNER_DSN"})
 """Variables with the prefix that commands read themselves."""
 
 FLAGS = ("dsn", "listen", "http")
@@ -36,19 +39,20 @@ FLAGS = ("dsn", "listen", "http")
 _KUBERNETES = re.compile(r"LEDGERD_(SERVICE_|PORT$|PORT_\d)")
 """What Kubernetes puts into every container beside a service that is called ledgerd. Not meant for us."""
 
+CREDENTIALS = "CREDENTIALS_DIRECTORY"
+"""The variable in which systemd says where a service's credentials are."""
+
+CREDENTIAL_PREFIX = "ledgerd_"
+"""A credential may carry it. systemd puts it before those of `LoadCredential=ledgerd:DIRECTORY`."""
+
+_NAMES_OF_FILES = frozenset({"tls_certificate", "tls_key"})
+"""Settings whose value is a path: the credential is that file."""
+
 _FIELDS = {field.name: field for field in msgspec.structs.fields(Config)}
 
 _SIGN_UP_SCOPES = ("read", "user", "topup")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _MASK = "***"
-
-
-class SettingsError(Exception):
-    """The settings cannot be used. ``problems`` are sentences, one for each."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = list(problems)
 
 
 class Settings(Struct, frozen=True):
@@ -72,6 +76,7 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str], file: Path
     sources = dict.fromkeys(_FIELDS, "default")
     for where, raw, written_as_text in (
         ("file", _from_file(file, problems), False),
+        ("credential", _from_credentials(environ, problems), True),
         ("environment", _from_environment(environ, problems), True),
         ("flag", _from_flags(flags, problems), True),
     ):
@@ -116,6 +121,22 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[s
     return _known(found, "environment: ", lambda name: PREFIX + name.upper(), problems)
 
 
+def _from_credentials(environ: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
+    if not (directory := environ.get(CREDENTIALS)):
+        return {}
+    found: dict[str, str] = {}
+    try:
+        for file in sorted(Path(directory).iterdir()):
+            name = file.name.removeprefix(CREDENTIAL_PREFIX)
+            if name in _NAMES_OF_FILES:
+                found[name] = str(file)
+            elif name in _FIELDS or name != file.name:  # one that is ours by its prefix must be a setting
+                found[name] = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{CREDENTIALS}: {directory} cannot be read ({getattr(error, 'strerror', error)})")
+    return _known(found, "credential ", lambda name: CREDENTIAL_PREFIX + name, problems)
+
+
 def _from_flags(flags: Mapping[str, str | None], problems: list[str]) -> dict[str, Any]:
     given = {name.replace("-", "_"): value for name, value in flags.items() if value is not None}
     return _known(given, "", lambda name: f"--set {name}", problems)
@@ -134,8 +155,12 @@ def _known(found: Mapping[str, Any], where: str, spell: Any, problems: list[str]
 
 
 def _spelled(name: str, where: str, file: Path | None) -> str:
-    flag = f"--{name}" if name in FLAGS else f"--set {name}"
-    return {"file": f"{file}: {name}", "environment": PREFIX + name.upper(), "flag": flag}[where]
+    return {
+        "file": f"{file}: {name}",
+        "credential": f"credential {name}",
+        "environment": PREFIX + name.upper(),
+        "flag": f"--{name}" if name in FLAGS else f"--set {name}",
+    }[where]
 
 
 # -- values --------------------------------------------------------------------------------------------------------
@@ -181,11 +206,18 @@ def _contradictions(config: Config) -> list[str]:
         except ValueError as error:
             problems.append(f"{name} is {address!r}: {error}")
             continue
-        if name == "listen" and not is_loopback(host) and not config.insecure_listen:
+        if name == "listen" and not is_loopback(host) and not config.tls_certificate and not config.insecure_listen:
             problems.append(
-                f"listen is {address!r}, which others can reach, and the daemon speaks no TLS: put a proxy with TLS in "
-                "front and listen on 127.0.0.1, or set insecure_listen if the network itself is private"
+                f"listen is {address!r}, which others can reach, without TLS: set tls_certificate and tls_key, or put "
+                "a proxy with TLS in front and listen on 127.0.0.1, or set insecure_listen if the network itself is "
+                "private"
             )
+    if config.tls_key and not config.tls_certificate:
+        problems.append("tls_key is set and tls_certificate is not: the certificate is missing")
+    try:
+        networks(config.trusted_proxies)
+    except ValueError as error:
+        problems.append(f"trusted_proxies: {error}")
     strangers = [scope for scope in config.sign_up_scopes if scope not in _SIGN_UP_SCOPES]
     if strangers:
         problems.append(f"sign_up_scopes may only hold {', '.join(_SIGN_UP_SCOPES)}, not {', '.join(strangers)}")
@@ -208,16 +240,6 @@ def host_and_port(address: str) -> tuple[str, int]:
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise ValueError("an IPv6 address goes in brackets, for example [::1]:8710")
     return host.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the host."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _shown(name: str, value: Any) -> str:

@@ -12,10 +12,13 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import structlog
 import trio
 from msgspec import Struct
+
+from ledgerd.masking import error_text
 
 log = structlog.get_logger(__name__)
 
@@ -89,9 +92,51 @@ async def supervise(
         await trio.sleep(wait_s)
 
 
+class PartEnded(Exception):
+    """A part of the daemon that runs for as long as the daemon does has returned: a bug."""
+
+
+class Vitals:
+    """Which parts of the daemon live. A watchdog goes by it.
+
+    A part that dies takes the daemon along, as everything in a nursery does. Should that take for ever, because some
+    other part does not end, the dead one is still known here.
+    """
+
+    def __init__(self) -> None:
+        self._alive: dict[str, bool] = {}
+        self.stopping = False
+
+    def dead(self) -> list[str]:
+        """The parts that have ended, by name."""
+        return [name for name, alive in self._alive.items() if not alive]
+
+    async def keep(
+        self,
+        name: str,
+        run: Callable[..., Awaitable[None]],
+        *args: Any,
+        task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Run a part until it is cancelled, or returns because the daemon is ``stopping``.
+
+        Started with `nursery.start`, it is given the ``task_status``. Raises PartEnded.
+        """
+        self._alive[name] = True
+        try:
+            if task_status is trio.TASK_STATUS_IGNORED:
+                await run(*args)
+            else:
+                await run(*args, task_status=task_status)
+        finally:
+            self._alive[name] = self.stopping  # then it may rest
+        if not self.stopping:
+            raise PartEnded(name)
+
+
 def _causes(group: BaseExceptionGroup[Exception]) -> list[str]:
     """The errors of a group, one line each."""
     lines: list[str] = []
     for error in group.exceptions:
-        lines += _causes(error) if isinstance(error, BaseExceptionGroup) else [f"{type(error).__name__}: {error}"]
+        lines += _causes(error) if isinstance(error, BaseExceptionGroup) else [error_text(error)]
     return lines

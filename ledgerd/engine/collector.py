@@ -21,6 +21,7 @@ from ledgerd.config import Config
 from ledgerd.engine.commands import Record
 from ledgerd.engine.ports import CallRefused, Collections, StorageUnavailable
 from ledgerd.engine.states import Collected
+from ledgerd.masking import error_text
 from ledgerd.metrics import COLLECTIONS_LOST, PAYMENTS_COLLECTED, PAYMENTS_FAILED
 
 PAYMENTS_MAX = 50
@@ -62,8 +63,9 @@ class Collector:
             done = await self._books.collect_due(PAYMENTS_MAX)
         except StorageUnavailable as error:
             # The database is away, or others had the accounts: nothing was collected that is not found by its version.
-            COLLECTIONS_LOST.inc()
-            log.info("collection_lost", cause=str(error))
+            if not self._stopped:
+                COLLECTIONS_LOST.inc()
+                log.info("collection_lost", cause=error_text(error))
             return False
         except CallRefused:
             # A bug, and not one to stop everything else for.
@@ -76,10 +78,14 @@ class Collector:
     def _tell(self, done: Collected) -> None:
         PAYMENTS_COLLECTED.inc(len(done.records))
         PAYMENTS_FAILED.inc(done.failed)
+        if done.records or done.failed:
+            log.info(
+                "payments_collected", payments=len(done.records), failed=done.failed, advance_ids=list(done.advances)
+            )
         for record in done.records:
             try:
                 self._publish(record)
             except Exception:
-                log.exception("publish_failed", transaction_id=record.transaction_id)
+                log.exception("publish_failed", **record.ids())
         if done.advances:
             self._on_advances(done.advances)

@@ -7,6 +7,7 @@ unless a name says otherwise. What a person reads (decimal text) is made at the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import force_setattr
@@ -45,6 +46,10 @@ class Principal(Struct, frozen=True):
         force_setattr(self, "sees_all", sees_all)
         force_setattr(self, "actor", ActorInfo(self.token_id, self.user_id, tuple(sorted(self.scopes))))
 
+    def ids(self) -> dict[str, int]:
+        """What a log line about the principal names it by."""
+        return {"token_id": self.token_id, **({} if self.user_id is None else {"user_id": self.user_id})}
+
 
 SYSTEM = Principal(token_id=0, user_id=None, account_id=None, scopes=frozenset({"operator"}), expires_at_s=None)
 """The daemon itself, for what it does by the clock. Its token has no secret, so nobody can sign in with it."""
@@ -81,6 +86,9 @@ class AccountFacts(Struct, frozen=True):
 REFERRING = frozenset({"capture", "release", "expiry", "reversal", "advance_payment"})
 """Kinds whose accounts are those of the transaction they refer to."""
 
+
+LOGGED_ACCOUNTS_MAX = 10
+"""Accounts that a log line about a unit names."""
 
 ABSENT = 0
 """Stands for an account that a command names and that does not exist; real account ids are positive."""
@@ -186,6 +194,18 @@ class Unit:
             self.answered = True
             self._answer(outcomes)
 
+    def ids(self) -> dict[str, Any]:
+        """What a log line about the unit names it by: its first command, who sent it, and the accounts it is on."""
+        first = self.commands[0]
+        named = {
+            "transaction_id": first.transaction_id,
+            "commands": len(self.commands),
+            "batch_id": self.batch_id,
+            **first.principal.ids(),
+            "account_ids": sorted(self.accounts)[:LOGGED_ACCOUNTS_MAX],
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
     def refuse(self, code: ErrorCode, *, applied: bool | None = False) -> None:
         """Answer every command with the same refusal, which the database has not recorded."""
         self.answer([Refused(code=code, applied=applied) for _ in self.commands])
@@ -233,6 +253,12 @@ class Record(Struct, frozen=True):
     refers_to: str | None = None
     expires_at: str | None = None
     reversed_amount: int | None = None
+
+    def ids(self) -> dict[str, Any]:
+        """What a log line about the transaction names it by."""
+        accounts = [side.account_id for side in self.sides]
+        named = {"transaction_id": self.transaction_id, "user_id": self.actor.user_id, "account_ids": accounts}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 class Posted(Struct, frozen=True):

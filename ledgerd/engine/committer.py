@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 import structlog
 import trio
@@ -23,7 +24,19 @@ import trio
 from ledgerd.config import Config
 from ledgerd.engine.commands import Outcome, Posted, Record, Unit
 from ledgerd.engine.ports import CallRefused, Lane, StorageUnavailable
-from ledgerd.metrics import CALL_COMMANDS, CALLS, FEED_LAG_SECONDS, UNITS_WAITING_PEAK
+from ledgerd.masking import error_text
+from ledgerd.metrics import (
+    CALL_COMMANDS,
+    CALLS,
+    CALLS_LOST,
+    FEED_LAG_SECONDS,
+    LANES,
+    LANES_BUSY,
+    LOOP_LAG_SECONDS,
+    OLDEST_WAIT_SECONDS,
+    UNITS_WAITING,
+    UNITS_WAITING_PEAK,
+)
 from ledgerd_protocol.errors import ErrorCode
 
 log = structlog.get_logger(__name__)
@@ -34,6 +47,8 @@ still bounds the wait of a unit that needs many accounts at once."""
 
 SWEEP_S = 0.25
 """Between two looks for units that waited too long; small beside the second that 'unavailable' may be late."""
+
+_REFUSED_HINT = "A bug, or a database that was changed by hand: `ledgerd verify` looks at what is stored."
 
 _OK = CALLS.labels("ok")
 _REFUSED = CALLS.labels("refused")
@@ -130,6 +145,11 @@ class Committer:
         """Have the sweeper also look at units that wait before they reach the committer, in the workers' inboxes."""
         self._elsewhere = elsewhere
 
+    def gives_up_on(self, unit: Unit) -> bool:
+        """Whether it has waited too long already, for a database that is away: who comes late waits for no sweep."""
+        long_ago = trio.current_time() - self._config.unavailable_after_s
+        return unit.commands[0].arrived_at <= long_ago and self._is_away(long_ago)
+
     # -- the side of the lanes -----------------------------------------------------------------------------------
 
     async def run_lane(self, lane: Lane) -> None:
@@ -191,6 +211,9 @@ class Committer:
         finally:
             self._end(call)
         _OK.inc()
+        took_s = trio.current_time() - call.sent_at
+        if took_s > self._config.slow_call_s:
+            log.warning("slow_call", seconds=round(took_s, 3), units=len(call.units), **call.units[0].ids())
         return outcomes
 
     def _begin(self, call: Call) -> None:
@@ -213,6 +236,8 @@ class Committer:
         call.unknown = call.unknown or unknown
         # In front: whatever stands there and shares an account or a turn with it had to wait for it.
         self._recovering.appendleft(call)
+        CALLS_LOST.inc()
+        log.warning("call_lost", unknown=unknown, units=len(call.units), **call.units[0].ids())
 
     def _isolate(self, call: Call, error: CallRefused) -> None:
         """Find the unit for which the database refused the whole call: each goes alone."""
@@ -221,19 +246,21 @@ class Committer:
             self._recovering.extendleft(reversed(alone))
             return
         unit = call.units[0]
-        log.error("call_refused", error=str(error), transaction_id=unit.commands[0].transaction_id)
+        log.error("call_refused", error=error_text(error), hint=_REFUSED_HINT, **unit.ids())
         self._refuse(unit, ErrorCode.INTERNAL_ERROR, applied=None if call.unknown else False)
 
     def _finish(self, call: Call, outcomes: list[list[Outcome]]) -> None:
         """Answer everybody, then tell the subscribers: the reply to a command comes before its event."""
         committed_at = trio.current_time()
+        if call.lost:
+            log.info("call_recovered", units=len(call.units), **call.units[0].ids())
         for unit, answers in zip(call.units, outcomes, strict=True):
             self._answer(unit, answers)
         for record in _committed(outcomes, lost=call.lost):
             try:
                 self._publish(record)
             except Exception:
-                log.exception("publish_failed", transaction_id=record.transaction_id)
+                log.exception("publish_failed", **record.ids())
         FEED_LAG_SECONDS.observe(trio.current_time() - committed_at)
 
     # -- choosing what to send next ------------------------------------------------------------------------------
@@ -323,13 +350,30 @@ class Committer:
     async def run_sweeper(self) -> None:
         """Answer units that waited too long, above all while no lane runs. Outlives the database's generations."""
         while True:
-            await trio.sleep(SWEEP_S)
-            self._sweep(trio.current_time())
+            due = trio.current_time() + SWEEP_S
+            await trio.sleep_until(due)
+            now = trio.current_time()
+            LOOP_LAG_SECONDS.observe(now - due)
+            self._sweep(now)
+            self._measure(now)
+
+    def _measure(self, now: float) -> None:
+        """What an operator looks at when commands are slow: who waits, since when, and whether the lanes work."""
+        UNITS_WAITING.set(len(self._waiting))
+        LANES.set(self._lanes)
+        LANES_BUSY.set(len(self._in_flight))
+        calls = [*self._in_flight, *self._recovering]
+        not_answered = chain(self._waiting, *(call.units for call in calls), self._elsewhere())
+        oldest = min((unit.commands[0].arrived_at for unit in not_answered if not unit.answered), default=now)
+        OLDEST_WAIT_SECONDS.set(now - oldest)
+
+    def _is_away(self, long_ago: float) -> bool:
+        """A database that hangs is away as much as one that is gone."""
+        return len(self._in_flight) == self._lanes and all(call.sent_at <= long_ago for call in self._in_flight)
 
     def _sweep(self, now: float) -> None:
         long_ago = now - self._config.unavailable_after_s
-        # A database that hangs is away as much as one that is gone.
-        away = len(self._in_flight) == self._lanes and all(call.sent_at <= long_ago for call in self._in_flight)
+        away = self._is_away(long_ago)
 
         def drop(unit: Unit, call: Call | None = None) -> bool:
             if away and unit.commands[0].arrived_at <= long_ago and not (call is not None and call.unknown):
@@ -355,7 +399,7 @@ class Committer:
         try:
             unit.answer(outcomes)
         except Exception:
-            log.exception("answer_failed", transaction_id=unit.commands[0].transaction_id)
+            log.exception("answer_failed", **unit.ids())
         self._settle(unit)
 
     def _refuse(self, unit: Unit, code: ErrorCode, *, applied: bool | None = False) -> None:
@@ -367,7 +411,7 @@ class Committer:
         try:
             unit.refuse(code, applied=applied)
         except Exception:
-            log.exception("answer_failed", transaction_id=unit.commands[0].transaction_id)
+            log.exception("answer_failed", **unit.ids())
 
     def _settle(self, unit: Unit) -> None:
         """The unit has left the committer; the last one of its turn lets the worker go on."""

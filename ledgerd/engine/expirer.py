@@ -116,7 +116,11 @@ class Expirer:
     def _count(self, commands: list[Command], outcomes: list[Outcome]) -> int:
         """How many of the holds are ended."""
         posted = [outcome for outcome in outcomes if isinstance(outcome, Posted)]
-        HOLDS_EXPIRED.inc(sum(not outcome.replayed for outcome in posted))
+        fresh = sum(not outcome.replayed for outcome in posted)
+        HOLDS_EXPIRED.inc(fresh)
+        if fresh:
+            acting = commands[0].debit
+            log.info("holds_expired", holds=fresh, account_id=None if acting is None else acting.account_id)
         for command, outcome in zip(commands, outcomes, strict=True):
             if not isinstance(outcome, Refused) or outcome.code in _PASSING:
                 continue

@@ -120,7 +120,7 @@ class Hub:
         try:
             delivered = offer(*what)
         except Exception:
-            log.exception("subscription_failed", subscription=subscription.id)
+            log.exception("subscription_failed", **subscription.ids())
             self.close(subscription, ErrorCode.INTERNAL_ERROR)
         else:
             if not delivered:
@@ -281,7 +281,7 @@ class Hub:
             said = subscription.say_closed(code.text)
         except Exception:
             # The sink itself may be what is broken; whoever closes the subscription must not break with it.
-            log.exception("last_word_failed", subscription=subscription.id)
+            log.exception("last_word_failed", **subscription.ids())
             return
         if not said and self._nursery is not None:
             subscription.scope = trio.CancelScope()
@@ -379,7 +379,7 @@ class Hub:
                 except trio.ClosedResourceError:
                     self._detach(subscription)
                 except Exception:
-                    log.exception("subscription_failed", subscription=subscription.id)
+                    log.exception("subscription_failed", **subscription.ids())
                     self.close(subscription, ErrorCode.INTERNAL_ERROR)
 
     async def _resolve_doubts(self) -> None:
@@ -436,7 +436,7 @@ class Hub:
                 try:
                     next_look = min(next_look, subscription.beat(now))
                 except Exception:
-                    log.exception("subscription_failed", subscription=subscription.id)
+                    log.exception("subscription_failed", **subscription.ids())
                     self.close(subscription, ErrorCode.INTERNAL_ERROR)
             await trio.sleep_until(next_look)
         self._has_beat_task = False

@@ -20,6 +20,7 @@ from ledgerd.config import Config
 from ledgerd.engine.alerts import Alerts
 from ledgerd.engine.ports import Audits, StorageUnavailable
 from ledgerd.engine.states import Audited
+from ledgerd.masking import error_text
 
 ADVANCE_MISMATCH = "advance_mismatch"
 
@@ -28,6 +29,8 @@ SLICES_MAX = 20
 
 PAUSE_S = 0.05
 """Between two slices: whoever waits for a reader comes first."""
+
+_HINT = "Somebody or something changed rows of the ledger: `ledgerd verify` tells what else does not add up."
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +50,7 @@ class Reconciler:
             try:
                 await self._look()
             except StorageUnavailable as error:
-                log.info("reconciliation_put_off", cause=str(error))
+                log.debug("reconciliation_put_off", cause=error_text(error))
             await trio.sleep(self._config.reconcile_interval_s)
 
     async def _look(self) -> None:
@@ -63,7 +66,7 @@ class Reconciler:
     def _tell(self, first: str | None, audited: Audited) -> None:
         for advance_id, detail in audited.wrong.items():
             if self._alerts.raise_alert(ADVANCE_MISMATCH, advance_id, detail):
-                log.error(ADVANCE_MISMATCH, advance_id=advance_id, detail=detail)
+                log.error("advance_mismatch", advance_id=advance_id, detail=detail, hint=_HINT)
         for advance_id in self._alerts.about(ADVANCE_MISMATCH):
             looked_at = (first or "") <= advance_id and (audited.next_id is None or advance_id < audited.next_id)
             if looked_at and advance_id not in audited.wrong:

@@ -141,7 +141,7 @@ class Router:
                         self._hand_over(unit)
                 except Exception:
                     # Who is told can fail: those behind in the line must not suffer for it.
-                    log.exception("answer_failed", transaction_id=unit.commands[0].transaction_id)
+                    log.exception("answer_failed", **unit.ids())
                 token_id = unit.commands[0].principal.token_id
                 self._asking_tokens[token_id] -= 1
                 if not self._asking_tokens[token_id]:
@@ -157,7 +157,7 @@ class Router:
         except (StorageUnavailable, trio.TooSlowError):
             return ErrorCode.UNAVAILABLE
         except Exception:
-            log.exception("account_lookup_failed")
+            log.exception("account_lookup_failed", units=len(units), **units[0].ids())
             return ErrorCode.INTERNAL_ERROR
         for unit in units:
             self._fill(unit, look)
@@ -255,6 +255,10 @@ class Router:
     def _hand_over(self, unit: Unit) -> None:
         if unit.atomic and len(unit.accounts) > self._config.unit_accounts_max:
             unit.refuse(ErrorCode.BATCH_TOO_LARGE)
+            return
+        if self._committer.gives_up_on(unit):
+            # What waited in its session until others were answered: a sweep for each few of them would add up.
+            unit.refuse(ErrorCode.UNAVAILABLE)
             return
         first = unit.commands[0]
         acting = first.credit_facts if first.debit is None else first.debit_facts

@@ -104,6 +104,10 @@ class Subscription(ABC):
         self._started = False
         self._said_live = False
 
+    def ids(self) -> dict[str, Any]:
+        """What a log line about the subscription names it by: ids of subscriptions count per connection."""
+        return {"subscription": self.id, **self._terms.principal.ids()}
+
     # -- pushing; nothing here waits -----------------------------------------------------------------------------
 
     def beat(self, now: float) -> float:

@@ -68,9 +68,9 @@ class UserWorker:
                     return
                 except Exception:
                     WORKER_CRASHES.inc()
-                    log.exception("user_worker_crashed", units=len(self._in_hand))
                     if not self._in_hand:
                         raise
+                    log.exception("user_worker_crashed", units=len(self._in_hand), **self._in_hand[0].ids())
                     self._drop(self._in_hand, ErrorCode.INTERNAL_ERROR, applied=None)
         finally:
             USER_WORKERS.dec()
@@ -122,7 +122,7 @@ class UserWorker:
             try:
                 unit.refuse(code, applied=applied)
             except Exception:
-                log.exception("answer_failed", transaction_id=unit.commands[0].transaction_id)
+                log.exception("answer_failed", **unit.ids())
 
 
 def split(unit: Unit, accounts_max: int, commands_max: int) -> list[Unit]:

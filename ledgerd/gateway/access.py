@@ -26,6 +26,11 @@ _IMPLIED = {
 """What a scope is at least as wide as, besides itself."""
 
 
+def by(principal: Principal | None) -> dict[str, int | None]:
+    """Who did it, for a log line; empty for somebody who has not signed in."""
+    return {} if principal is None else {"by_token_id": principal.token_id, "by_user_id": principal.user_id}
+
+
 def check_scope(method: Method, principal: Principal | None) -> None:
     """Whether the caller may use the method at all.
 

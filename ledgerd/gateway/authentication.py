@@ -23,6 +23,7 @@ from ledgerd.engine.commands import Principal
 from ledgerd.engine.ports import Books, StorageUnavailable
 from ledgerd.engine.states import TokenState, UserState
 from ledgerd.gateway.clock import now_s
+from ledgerd.metrics import SIGN_INS
 from ledgerd_protocol.errors import ErrorCode, LedgerError
 
 log = structlog.get_logger("ledgerd.gateway.authentication")
@@ -84,7 +85,7 @@ class Tokens:
         Raises LedgerError ``invalid_credentials`` (no such token) or ``session_expired``, and StorageUnavailable.
         """
         if _SECRET.fullmatch(secret) is None:
-            raise LedgerError(ErrorCode.INVALID_CREDENTIALS)
+            raise _refused_token(ErrorCode.INVALID_CREDENTIALS)
         token_hash = secret_hash(secret)
         known = self._known.get(token_hash)
         if known is not None and known[1] > trio.current_time():
@@ -92,17 +93,18 @@ class Tokens:
         else:
             principal = await self._read(token_hash)
         if expired(principal):
-            raise LedgerError(ErrorCode.SESSION_EXPIRED)
+            raise _refused_token(ErrorCode.SESSION_EXPIRED, principal)
+        SIGN_INS.labels("token", "accepted").inc()
         return principal
 
     async def _read(self, token_hash: bytes) -> Principal:
         asked_at = trio.current_time()
         state = await self._books.token_by_hash(token_hash)
         if state is None:
-            raise LedgerError(ErrorCode.INVALID_CREDENTIALS)
+            raise _refused_token(ErrorCode.INVALID_CREDENTIALS)
         if state.revoked_at is not None:
             self._known.pop(token_hash, None)
-            raise LedgerError(ErrorCode.SESSION_EXPIRED)
+            raise _refused_token(ErrorCode.SESSION_EXPIRED, principal_of(state))
         principal = principal_of(state)
         self._known[token_hash] = (principal, asked_at + self._refresh_s)
         self._known.move_to_end(token_hash)
@@ -126,9 +128,17 @@ class Tokens:
                 for start in range(0, len(token_ids), REVOCATION_BATCH_MAX):
                     for token_id in await self._books.revoked_tokens(token_ids[start : start + REVOCATION_BATCH_MAX]):
                         self.forget()
+                        log.info("token_revoked_elsewhere", token_id=token_id)
                         revoked(token_id)
             except StorageUnavailable:
                 log.debug("token_refresh_skipped")
+
+
+def _refused_token(code: ErrorCode, principal: Principal | None = None) -> LedgerError:
+    """The error for a token that is not good. Nothing of the token is logged: half of a good one would help a thief."""
+    SIGN_INS.labels("token", "refused").inc()
+    log.info("token_refused", code=code.text, **({} if principal is None else principal.ids()))
+    return LedgerError(code)
 
 
 class Passwords:
@@ -179,7 +189,7 @@ class Credentials:
     def __init__(self, books: Books, passwords: Passwords, failures_per_min: int) -> None:
         self._books = books
         self._passwords = passwords
-        self._failures_per_min = failures_per_min
+        self.failures_per_min = failures_per_min
         # Whoever waits for a thread has taken no try yet, or many who give the right password would be in each other's
         # way: only as many tries are out as passwords are being looked at.
         self._turns = trio.CapacityLimiter(PASSWORD_THREADS)
@@ -196,16 +206,23 @@ class Credentials:
             material = None if email is None else await self._books.login_material(email)
             stored = None if material is None else material[1]
             if not await self._passwords.matches(stored, password) or material is None or stored is None:
+                SIGN_INS.labels("password", "refused").inc()
+                # Whose it is, if anybody's; never the e-mail: people type their passwords there.
+                user_id = None if material is None else material[0].user_id
+                log.info("password_refused", address=network, user_id=user_id)
                 raise LedgerError(ErrorCode.INVALID_CREDENTIALS)
-            if self._failures_per_min:
-                await self._books.return_password_try(email, network, self._failures_per_min)
+            SIGN_INS.labels("password", "accepted").inc()
+            if self.failures_per_min:
+                await self._books.return_password_try(email, network, self.failures_per_min)
         return Identified(user=material[0], password_hash=stored)
 
     async def _take_try(self, email: str | None, network: str | None) -> None:
-        if not self._failures_per_min:
+        if not self.failures_per_min:
             return
-        wait_ms = await self._books.take_password_try(email, network, self._failures_per_min)
+        wait_ms = await self._books.take_password_try(email, network, self.failures_per_min)
         if wait_ms > 0:
+            SIGN_INS.labels("password", "throttled").inc()
+            log.warning("login_throttled", address=network, retry_after_ms=wait_ms)
             raise LedgerError(ErrorCode.RATE_LIMITED, retry_after_ms=wait_ms)
 
 

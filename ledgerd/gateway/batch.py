@@ -209,10 +209,13 @@ class Batch:
         plans: list[tuple[_Entry, Plan]] = []
         for entry in entries:
             handler = _handler(entry)
+            assert entry.member is not None
             assert isinstance(handler, Money)
             try:
                 self._admit(entry)
-                plans.append((entry, handler.plan(self._call(entry), entry.params)))
+                plan = handler.plan(self._call(entry), entry.params)
+                entry.member.plan = plan
+                plans.append((entry, plan))
             except LedgerError as error:
                 self._refuse(entry, error)
         return plans

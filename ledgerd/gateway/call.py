@@ -99,6 +99,12 @@ class Desk:
         self.flusher = Flusher()
         self.draining = False
 
+    def reconfigure(self, config: Config) -> None:
+        """Go by these settings from now on. What has been counted stays counted."""
+        self.config = config
+        self.credentials.failures_per_min = config.login_failures_per_min
+        self.requests.allow(config.rate_per_s, config.rate_burst)
+
 
 class Caller(Protocol):
     """A session, as the methods see it. Is also the sink of its subscriptions."""

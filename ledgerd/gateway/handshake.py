@@ -19,6 +19,7 @@ from ledgerd.engine.commands import Principal
 from ledgerd.engine.ports import StorageUnavailable
 from ledgerd.gateway.authentication import Tokens
 from ledgerd.gateway.clock import now_s
+from ledgerd.gateway.places import Reason
 from ledgerd_protocol.errors import LedgerError
 
 SUBPROTOCOL = "ledgerd.v1"
@@ -31,10 +32,13 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Refusal(Exception):
-    """The handshake is answered with an HTTP error: ``status`` and one line of ``text``."""
+    """The handshake is answered with an HTTP error: ``status`` and one line of ``text``. ``reason`` is for counting."""
 
-    def __init__(self, status: int, text: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    def __init__(
+        self, status: int, text: str, headers: Sequence[tuple[bytes, bytes]] = (), *, reason: Reason = "handshake"
+    ) -> None:
         super().__init__(text)
+        self.reason = reason
         self.status = status
         self.text = text
         self.headers = list(headers)
@@ -52,18 +56,27 @@ class Doorkeeper:
 
     def __init__(self, config: Config, tokens: Tokens) -> None:
         self._tokens = tokens
-        hosts = config.public_hosts or (*_LOOPBACK_NAMES, config.listen, config.listen.rpartition(":")[0])
-        self._hosts = {host.lower() for host in hosts}
-        self._origins = {origin.rstrip("/") for origin in config.allowed_origins}
+        self._own_hosts = {*_LOOPBACK_NAMES, config.listen.lower(), config.listen.lower().rpartition(":")[0]}
+        self._own_origins: set[str] = set()
         self.allow_origin(f"http://{config.http}")
+        self.reconfigure(config)
+
+    def reconfigure(self, config: Config) -> None:
+        """Go by these settings from now on."""
+        self._hosts = {host.lower() for host in config.public_hosts} or self._own_hosts
+        self._origins = {origin.rstrip("/") for origin in config.allowed_origins}
+
+    def allow_host(self, host: str) -> None:
+        """Serve under this name, ``HOST:PORT``, unless public_hosts says which: an address that was handed over."""
+        self._own_hosts |= {host.lower(), host.lower().rpartition(":")[0]}
 
     def allow_origin(self, origin: str) -> None:
         """Let pages of this origin connect; the daemon's own HTTP door is told here once its port is known."""
-        self._origins.add(origin)
+        self._own_origins.add(origin)
         scheme, _, place = origin.partition("://")
         host, _, port = place.rpartition(":")
         if host in _LOOPBACK_NAMES:
-            self._origins |= {f"{scheme}://{name}:{port}" for name in _LOOPBACK_NAMES}
+            self._own_origins |= {f"{scheme}://{name}:{port}" for name in _LOOPBACK_NAMES}
 
     async def judge(self, request: WebSocketRequest, host: str) -> Admission:
         """Let the client in, or raise Refusal. ``host`` is the Host header, which the request does not show."""
@@ -85,7 +98,7 @@ class Doorkeeper:
 
     def _check_origin(self, origins: list[bytes]) -> None:
         for origin in origins:
-            if origin.decode("latin-1") not in self._origins:
+            if origin.decode("latin-1") not in self._origins | self._own_origins:
                 raise Refusal(403, "this origin may not connect; see allowed_origins")
 
     async def _principal(self, headers: list[bytes], offers: Iterable[str]) -> Principal | None:
@@ -108,6 +121,11 @@ class Doorkeeper:
             raise _unauthorized(error.code.text) from None
         except StorageUnavailable:
             raise Refusal(503, "the database is not reachable right now", [(b"Retry-After", b"1")]) from None
+
+
+def forwarded_for(request: WebSocketRequest) -> list[bytes]:
+    """The values of all X-Forwarded-For headers, in order."""
+    return _values(request.headers, b"x-forwarded-for")
 
 
 def _values(headers: list[tuple[bytes, bytes]], wanted: bytes) -> list[bytes]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
+import structlog
 import trio
 
 from ledgerd.engine.commands import Principal
 from ledgerd.gateway.access import check_scope
-from ledgerd.gateway.call import Caller, Desk
+from ledgerd.gateway.authentication import network_of
+from ledgerd.gateway.call import Caller, Desk, Plan
 from ledgerd.gateway.orders import Orders
+from ledgerd.logs import debugging
 from ledgerd.metrics import REQUEST_SECONDS, REQUESTS
 from ledgerd_protocol.codec import Request, encode_error, encode_result
 from ledgerd_protocol.errors import ErrorCode, LedgerError
@@ -19,8 +23,13 @@ ENVELOPE_BYTES = len('{"jsonrpc":"2.0","id":,"result":},')
 
 SERVED_WHILE_DRAINING = frozenset({"system_ping", "session_status", "ledger_unsubscribe"})
 
+REQUEST_ID_MAX = 64
+"""Characters of a request's id that are logged."""
+
 UNKNOWN_METHOD = "unknown"
 """The label of requests whose method is none: clients must not be able to make up labels."""
+
+log = structlog.get_logger(__name__)
 
 _counters: dict[tuple[str, str], Any] = {}
 _histograms: dict[str, Any] = {}
@@ -64,7 +73,7 @@ class Session(Caller, Protocol):
 class Member:
     """One request with an id."""
 
-    __slots__ = ("arrived_at", "id", "method", "method_name", "params")
+    __slots__ = ("_slow_s", "_who", "arrived_at", "id", "method", "method_name", "params", "plan")
 
     def __init__(self, request: Request, arrived_at: float) -> None:
         assert request.id is not None
@@ -73,6 +82,9 @@ class Member:
         self.params = request.params
         self.arrived_at = arrived_at
         self.method: Method | None = METHODS.get(request.method)
+        self.plan: Plan | None = None  # of money commands, once there is one
+        self._who: tuple[Principal | None, str] = (None, "")
+        self._slow_s = math.inf
 
     def known(self) -> Method:
         """The method. Raises LedgerError ``method_not_found``."""
@@ -83,12 +95,14 @@ class Member:
     def admit(self, desk: Desk, principal: Principal | None, address: str) -> Method:
         """Whether the request may be executed now. Raises LedgerError."""
         method = self.known()
+        self._who = (principal, address)
+        self._slow_s = desk.config.slow_call_s
         if desk.draining and method.name not in SERVED_WHILE_DRAINING:
             raise LedgerError(ErrorCode.SHUTTING_DOWN)
         check_scope(method, principal)
         if trio.current_time() > self.arrived_at + desk.config.command_ttl_s:
             raise LedgerError(ErrorCode.TIMEOUT)
-        desk.requests.require(address if principal is None else principal.token_id)
+        desk.requests.require(network_of(address) if principal is None else principal.token_id)
         return method
 
     def result_reply(self, result: Any, bytes_max: int) -> bytes:
@@ -106,4 +120,29 @@ class Member:
 
     def _count(self, code: str) -> None:
         name = UNKNOWN_METHOD if self.method is None else self.method.name
-        count_answer(name, code, trio.current_time() - self.arrived_at)
+        took_s = trio.current_time() - self.arrived_at
+        count_answer(name, code, took_s)
+        if took_s > self._slow_s:
+            log.warning("request_slow", seconds=round(took_s, 3), method=name, code=code, **self._ids())
+        elif debugging():
+            if code == "ok":
+                log.debug("request_answered", seconds=round(took_s, 6), method=name, **self._ids())
+            else:
+                log.debug("request_refused", seconds=round(took_s, 6), method=name, code=code, **self._ids())
+
+    def _ids(self) -> dict[str, Any]:
+        """What a log line about the request names it by; the id is the client's, and may be any text."""
+        principal, address = self._who
+        named: dict[str, Any] = {"request_id": self.id.decode("utf-8", "replace")[:REQUEST_ID_MAX], "address": address}
+        if principal is not None:
+            named |= principal.ids()
+        if self.plan is not None and self.plan.commands:
+            first = self.plan.commands[0]
+            accounts = sorted({ref.account_id for ref in (first.debit, first.credit) if ref and ref.account_id})
+            named |= {
+                "transaction_id": first.transaction_id,
+                "commands": len(self.plan.commands),
+                "batch_id": self.plan.batch_id,
+                "account_ids": accounts,
+            }
+        return {name: value for name, value in named.items() if value not in (None, "", [])}

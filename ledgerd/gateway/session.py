@@ -6,7 +6,8 @@ it may not begin yet, and stops reading only when too much is kept. So pings are
 commands execute.
 
 A connection holds at most: the message that is being read and two that trio-websocket passes on, `waiting_bytes_max`
-of kept messages, `outbox_bytes_max` of unsent ones and the answers to `in_flight_max` commands.
+of kept messages, `outbox_bytes_max` of unsent ones and the answers to `in_flight_max` commands. One that nobody has
+signed in on holds far less, and may ask little: see the limits of newcomers below.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import structlog
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
+from ledgerd.config import Config
 from ledgerd.engine.commands import Principal
 from ledgerd.gateway.authentication import expired
 from ledgerd.gateway.batch import Batch
@@ -26,7 +28,8 @@ from ledgerd.gateway.clock import now_s, text_of
 from ledgerd.gateway.closing import PEER_IS_GONE, Close
 from ledgerd.gateway.member import UNKNOWN_METHOD, count_answer
 from ledgerd.gateway.orders import Orders
-from ledgerd.gateway.outbox import Outbox
+from ledgerd.gateway.outbox import WRITE_BYTES_MAX, Outbox
+from ledgerd.gateway.places import Place, refused
 from ledgerd.gateway.single import Single
 from ledgerd.gateway.stream import WireStream
 from ledgerd.metrics import EVENTS_PUSHED, NOTIFICATIONS_IGNORED, SLOW_CONSUMERS
@@ -50,8 +53,21 @@ FLUSH_S = 2.0
 CLOSE_S = 2.0
 """For the peer to answer a close frame."""
 
+NEWCOMER_MESSAGE_BYTES_MAX = 16_384
+NEWCOMER_FRAMES_PER_MESSAGE_MAX = 16
+NEWCOMER_WAITING_BYTES_MAX = 32_768
+NEWCOMER_REQUESTS_MAX = 20
+"""As long as nobody has signed in: what a client says to do so is short. Beside that it may leave `WRITE_BYTES_MAX` of
+answers untaken before it is answered no more."""
+
 EXPIRY_NOTICE_S = 60.0
 """Before a token expires, the session is told."""
+
+
+def limit_newcomer(stream: WireStream, config: Config) -> None:
+    """Take no more from a client than signing in needs. To be called before the handshake is answered."""
+    stream.message_bytes_max = min(config.message_bytes_max, NEWCOMER_MESSAGE_BYTES_MAX)
+    stream.frames_per_message_max = min(config.frames_per_message_max, NEWCOMER_FRAMES_PER_MESSAGE_MAX)
 
 
 class Session:
@@ -64,16 +80,17 @@ class Session:
         stream: WireStream,
         nursery: trio.Nursery,
         *,
-        address: str,
+        place: Place,
         principal: Principal | None,
     ) -> None:
         config = desk.config
         self.desk = desk
-        self.address = address
+        self.address = place.address
         self.principal = principal
         self.subscriptions: dict[str, Subscription] = {}
         self.orders = Orders(desk, self.start_soon)
         self.closed = False
+        self._place = place
         self._connection = connection
         self._stream = stream
         self._nursery = nursery
@@ -95,6 +112,10 @@ class Session:
         self._pinged = False
         self._expiry_told = False
         self._subscriptions_made = 0
+        self._requests_of_nobody = 0
+        place.busy = self._works
+        if principal is not None:
+            self._seat(principal)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -131,9 +152,22 @@ class Session:
         return self._executing == 0 and not self._waiting and self._outbox.empty
 
     @property
+    def unsent_bytes(self) -> int:
+        """Bytes of answers and events that the peer has not taken yet."""
+        return self._outbox.size
+
+    def ids(self) -> dict[str, int]:
+        """What a log line about the session names it by, beside its address."""
+        return {} if self.principal is None else self.principal.ids()
+
+    @property
     def unanswered(self) -> int:
         """Messages that execute or wait."""
         return self._executing + len(self._waiting)
+
+    def _works(self) -> bool:
+        """Whether the client waits for the daemon, rather than the other way round."""
+        return self._executing > 0
 
     async def _write(self) -> None:
         try:
@@ -161,6 +195,8 @@ class Session:
                 await self._outbox.flushed()
         with trio.move_on_after(CLOSE_S):
             await self._stream.send_close(close.code, close.reason)
+            if close.hang_up:
+                return
             if self._stream.ended:
                 await self._stream.linger()
             else:
@@ -192,7 +228,7 @@ class Session:
     def _why(self, closed: ConnectionClosed) -> Close:
         """How the connection came to its end, when it was not the daemon that ended it."""
         if self._stream.too_big:
-            return Close(1009, "message too big")
+            return Close(1009, "message too big", hang_up=self.principal is None)
         code = 1006 if closed.reason is None else closed.reason.code
         if self._stream.peer_said_close and code not in (1002, 1007):
             return Close(code, "", by_peer=True)
@@ -212,11 +248,15 @@ class Session:
             self._begin(text, now)
 
     def _may_begin(self) -> bool:
-        return self._executing < self.desk.config.in_flight_max and self._alone is None and not self._outbox.full
+        outbox = self._outbox
+        if self.principal is None and outbox.size > WRITE_BYTES_MAX:
+            return False
+        return self._executing < self.desk.config.in_flight_max and self._alone is None and not outbox.full
 
     def _full(self) -> bool:
         config = self.desk.config
-        return len(self._waiting) >= config.waiting_commands_max or self._waiting_bytes >= config.waiting_bytes_max
+        bytes_max = NEWCOMER_WAITING_BYTES_MAX if self.principal is None else config.waiting_bytes_max
+        return len(self._waiting) >= config.waiting_commands_max or self._waiting_bytes >= bytes_max
 
     async def not_full(self) -> None:
         """Return when more may be read. While nothing is read the peer's silence is our doing and does not count."""
@@ -232,6 +272,9 @@ class Session:
     def _begin(self, text: str, arrived_at: float) -> None:
         self._executing += 1
         frame = decode_frame(text, self._limits)
+        if self.principal is None and not self._nobody_may_ask(len(frame.members)):
+            self.finished(None)
+            return
         if frame.batch:
             batch = Batch(self, frame.members, arrived_at)
             if batch.alone:
@@ -251,6 +294,14 @@ class Session:
             if single.alone:
                 self._alone = single
             single.begin()
+
+    def _nobody_may_ask(self, requests: int) -> bool:
+        self._requests_of_nobody += requests
+        if self._requests_of_nobody <= NEWCOMER_REQUESTS_MAX:
+            return True
+        refused("newcomer_requests", self.address)
+        self.end(Close(4429, "too many requests before signing in", urgent=True, hang_up=True))
+        return False
 
     # -- answers out --------------------------------------------------------------------------------------------------
 
@@ -295,12 +346,25 @@ class Session:
         self.principal = principal
         self._unauthenticated_since = None
         self._expiry_told = False
+        self._seat(principal)
 
     def sign_out(self) -> None:
         """Act for nobody. The connection has as long to sign in again as a new one."""
         self._end_subscriptions()
         self.principal = None
         self._unauthenticated_since = trio.current_time()
+        self._requests_of_nobody = 0
+        self._place.sign_out()
+        limit_newcomer(self._stream, self.desk.config)
+
+    def _seat(self, principal: Principal) -> None:
+        """Take a place as the user, or say that there is none."""
+        config = self.desk.config
+        self._stream.message_bytes_max = config.message_bytes_max
+        self._stream.frames_per_message_max = config.frames_per_message_max
+        if not self._place.sign_in(principal.user_id):
+            refused("user", self.address, user_id=principal.user_id)
+            self.end(Close(4429, "too many connections of this user"))
 
     def next_subscription_id(self) -> str:
         """Subscription ids count per connection, so that one event is the same bytes for nearly everybody."""
@@ -343,7 +407,7 @@ class Session:
         since = self._stream.sending_since
         if since is not None and now - since >= config.send_timeout_s:
             SLOW_CONSUMERS.inc()
-            log.warning("slow_consumer", address=self.address, unsent_bytes=self._outbox.size)
+            log.warning("slow_consumer", address=self.address, unsent_bytes=self._outbox.size, **self.ids())
             self.end(Close(4503, "slow consumer", urgent=True))
             return
         self._watch_authentication(now)

@@ -43,7 +43,7 @@ class Single:
             params = decode_params(method, member.params)
             handler = HANDLERS[method.name]
             if isinstance(handler, Money):
-                self._plan = plan = handler.plan(self._call, params)
+                self._plan = member.plan = plan = handler.plan(self._call, params)
                 session.orders.place(plan, self._concluded)
                 return
             if isinstance(handler, Now):

@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import trio
 
@@ -112,10 +112,10 @@ class WireStream(trio.abc.Stream):
         "_pending",
         "_receiver",
         "_receiver_expected",
-        "_request_bytes",
         "_request_complete",
         "_rest",
         "_short_cut",
+        "_too_big_is_next",
         "_torn",
         "frames_per_message_max",
         "last_received",
@@ -134,13 +134,13 @@ class WireStream(trio.abc.Stream):
         self.last_received = trio.current_time()
         self.sending_since: float | None = None
         self.too_big = False
+        self._too_big_is_next = False
         self.peer_said_close = False
         self.on_end: Callable[[], None] | None = None
         self._lock = trio.Lock()
         self._handshaking = True
-        self._request_bytes = 0
         self._request_complete = False
-        self._partial = b""  # of a frame header, or of the end of the request's headers
+        self._partial = b""  # the request as far as it has come, then a part of a frame's header
         self._payload_left = 0
         self._message_bytes = 0
         self._frames = 0
@@ -174,9 +174,35 @@ class WireStream(trio.abc.Stream):
     async def _read(self, max_bytes: int | None) -> bytes | bytearray:
         if self._ended:
             raise trio.ClosedResourceError
-        if self.too_big:
+        if self._too_big_is_next:
+            self._refuse_message()
+        while self._handshaking and not self._request_complete:
+            data = await self._receive(max_bytes)
+            if not data:
+                return data
+            self._take_request(data)
+            if self._request_complete:
+                return self._partial
+        data = await self._receive(max_bytes)
+        if not data:
+            return data
+        if self._handshaking:
             self._end()
-            raise trio.BrokenResourceError("a message exceeded its limits")
+            raise trio.BrokenResourceError("something came before the handshake was answered")
+        over = self._count_frames(data)
+        if over is None:
+            return data
+        if over == 0:
+            self._refuse_message()
+        self._too_big_is_next = True
+        return data[:over]  # the messages before it are whole and are answered
+
+    def _refuse_message(self) -> NoReturn:
+        self.too_big = True
+        self._end()
+        raise trio.BrokenResourceError("a message exceeded its limits")
+
+    async def _receive(self, max_bytes: int | None) -> bytes | bytearray:
         try:
             data = await self.transport.receive_some(max_bytes)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -186,29 +212,21 @@ class WireStream(trio.abc.Stream):
             self._end()
             return data
         self.last_received = trio.current_time()
-        if self._handshaking:
-            self._count_request(data)
-            return data
-        over = self._count_frames(data)
-        if over is None:
-            return data
-        self.too_big = True
-        if over == 0:
-            self._end()
-            raise trio.BrokenResourceError("a message exceeded its limits")
-        return data[:over]  # the messages before it are whole and are answered
+        return data
 
-    def _count_request(self, data: bytes | bytearray) -> None:
-        self._request_bytes += len(data)
-        seen = self._partial + data
-        end = seen.find(_HEADERS_END)
-        early = self._request_complete or (end >= 0 and end + len(_HEADERS_END) != len(seen))
+    def _take_request(self, data: bytes | bytearray) -> None:
+        """Keep what has come of the request: byte by byte it would cost h11 a thousand times as much as at once."""
+        begins = not self._partial
+        self._partial = seen = self._partial + data
+        end = seen.find(_HEADERS_END, max(0, len(seen) - len(data) - 3))
+        # h11 would wait for the end of the line, whatever it begins with. No method of HTTP is shorter than three.
+        garbage = begins and not (data[:3].isalpha() and data[:3].isupper())
         # Bytes after the request and before our answer would be lost by wsproto, and frames misread from there on.
-        if early or self._request_bytes > HANDSHAKE_BYTES_MAX:
+        early = end >= 0 and end + len(_HEADERS_END) != len(seen)
+        if early or garbage or len(seen) > HANDSHAKE_BYTES_MAX:
             self._end()
-            raise trio.BrokenResourceError("the handshake is too long, or is followed by something too early")
+            raise trio.BrokenResourceError("the handshake is no HTTP, is too long, or something follows it too early")
         self._request_complete = end >= 0
-        self._partial = bytes(seen[-3:])
 
     def _count_frames(self, data: bytes | bytearray) -> int | None:
         """Follow the frame headers in ``data``; answers where the first frame over a limit begins, else None."""
@@ -286,6 +304,9 @@ class WireStream(trio.abc.Stream):
                 if end - at < header:
                     break
                 length = int.from_bytes(data[at + 2 : at + header], "big")
+                if length < (126 if header == 4 else 65_536):
+                    self._short_cut = False  # RFC 6455, section 5.2: written in more bytes than it needs
+                    break
             body = at + header + 4
             after = body + length
             if first == _WHOLE_TEXT and second & _MASKED:

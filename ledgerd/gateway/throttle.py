@@ -25,6 +25,11 @@ class Throttle:
         self._burst = burst
         self._buckets: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()  # tokens left, at trio time
 
+    def allow(self, rate_per_s: float, burst: int) -> None:
+        """Go by these figures from now on; what has been taken stays taken."""
+        self._rate_per_s = rate_per_s
+        self._burst = burst
+
     def take(self, key: Hashable, count: int = 1) -> float:
         """Take ``count`` tokens. 0.0 if they were there, else in how many seconds one will be; none are taken then.
 

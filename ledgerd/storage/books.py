@@ -41,6 +41,8 @@ from ledgerd.engine.states import (
 from ledgerd.storage import commit_order, reports, rows
 from ledgerd.storage.connection import Crossing
 from ledgerd.storage.failures import CURRENCY_SCALE, FIRST_CREDIT_REFUSED, WALLET_UNIT, Failure, classify
+from ledgerd.storage.identity import Memory
+from ledgerd.storage.leftovers import Leftovers
 from ledgerd.storage.queries import AUDIT, QUERIES
 from ledgerd.times import time_text
 from ledgerd_protocol.errors import ERROR_CODES, ErrorCode, LedgerError
@@ -49,6 +51,10 @@ T = TypeVar("T")
 
 LOOK_FILTERED = 50_000
 """Versions of an account that one page of a filtered list looks at."""
+
+_SCALE_HINT = (
+    "The daemons on this database are configured differently: give `currencies` the same decimals in all of them."
+)
 
 _UNIT_HINT = "Give wallet_unit_decimals the value it had when the first wallet user was created; it cannot change."
 
@@ -79,6 +85,9 @@ class PostgresBooks:
     def __init__(self) -> None:
         self._readers: Readers | None = None
         self._facts: LedgerFacts | None = None
+        self.memory = Memory()
+        self.leftovers = Leftovers()
+        """What the daemon saw of its data, from one generation to the next."""
         self._wallet_unit = ""
         self._wallet_unit_is_ours = False
 
@@ -120,7 +129,7 @@ class PostgresBooks:
             if classify(error) is Failure.RERUN:
                 raise StorageUnavailable("others were at work on the same rows for too long") from error
             if error.sqlstate == CURRENCY_SCALE:
-                log.exception("currency_scale_differs", hint="The daemons on this database are configured differently.")
+                log.exception("currency_scale_differs", hint=_SCALE_HINT)
                 raise StorageUnavailable("another daemon gave this currency other decimals") from error
             raise
 
@@ -131,8 +140,8 @@ class PostgresBooks:
         return await self._run(lambda connection: connection.fetchrow(QUERIES[query], *arguments))
 
     async def ping(self) -> None:
-        """One round trip."""
-        await self._run(lambda connection: connection.fetchval("SELECT 1"))
+        """One round trip, that sees whether this is still the data it was. Raises StorageUnavailable if not."""
+        self.memory.notice(await self._row("alive"))
 
     # -- directory and feed ---------------------------------------------------------------------------------------
 

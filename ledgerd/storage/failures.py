@@ -30,6 +30,7 @@ FENCE = "LD001"
 CURRENCY_SCALE = "LD002"
 WALLET_UNIT = "LD003"
 FIRST_CREDIT_REFUSED = "LD004"
+OLD_PRIMARY = "LD005"
 
 _RERUN_STATES = {
     "23505",  # unique_violation: another call took one of the ids, or one of the versions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import asyncpg
 import structlog
@@ -11,17 +12,20 @@ import trio
 from msgspec import Struct
 
 from ledgerd import metrics
-from ledgerd.config import MINOR_UNIT, Config
+from ledgerd.config import Config
 from ledgerd.engine.ports import StorageUnavailable
 from ledgerd.engine.states import LedgerFacts
-from ledgerd.storage import migrations
+from ledgerd.masking import error_text
 from ledgerd.storage.books import PostgresBooks, Readers
-from ledgerd.storage.connection import Crossing, connect, open_crossing
-from ledgerd.storage.failures import Failure, classify
+from ledgerd.storage.checks import PER_TRANSACTION, Finding, Level, judge
+from ledgerd.storage.connection import Crossing, connect, open_crossing, settle
+from ledgerd.storage.facts import PooledPerTransaction, connections_needed, examine
+from ledgerd.storage.hosts import Route
+from ledgerd.storage.identity import Memory
 from ledgerd.storage.lane import PostgresLane
 from ledgerd.storage.notifications import Notifications
 from ledgerd.storage.queries import QUERIES
-from ledgerd_protocol.money import iso_scale
+from ledgerd.storage.reaching import unreached
 
 PING_INTERVAL_S = 2.0
 
@@ -29,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 
 class DatabaseUnfit(Exception):
-    """The database cannot be served from, and waiting will not help: wrong schema, currencies or settings."""
+    """The database cannot be served from, and waiting will not help: the message says what to mend."""
 
 
 class Generation(Struct, frozen=True):
@@ -49,6 +53,24 @@ class Generation(Struct, frozen=True):
                 await trio.sleep(PING_INTERVAL_S)
                 await self.books.ping()
 
+    async def cut_off(self) -> None:
+        """When cancelled, end the calls that are in flight: their shields would hold the end up as long as they last.
+
+        Only for the end of the daemon, when it no longer waits for outcomes.
+        """
+        try:
+            await trio.sleep_forever()
+        finally:
+            for connection in list(self.crossing.busy_since):
+                connection.terminate()
+
+
+class _Fit(Struct, frozen=True):
+    """What a database that may be served from said of itself."""
+
+    ledger: LedgerFacts
+    is_pooled: bool
+
 
 @asynccontextmanager
 async def open_generation(
@@ -58,21 +80,38 @@ async def open_generation(
 
     Raises StorageUnavailable (try again), DatabaseUnfit (do not); both arrive in an exception group.
     """
-    async with open_crossing() as crossing:
+    async with open_crossing(Route(config.dsn, books.memory.old_primaries)) as crossing:
         connections: list[asyncpg.Connection] = []
         try:
-            # The connection that checks stays as a reader: one that closes ends the generation.
-            readers = [await _open_connection(config, crossing, connections)]
-            facts = await _check(config, crossing, readers[0], keep_epoch=keep_epoch)
-            readers += [await _open_connection(config, crossing, connections) for _ in range(config.readers - 1)]
-            lanes = [await _open_lane(config, crossing, connections) for _ in range(config.lanes)]
+            # The connections that check stay as a reader and a lane: one that closes ends the generation.
+            for _ in range(2):
+                await _open_connection(config, crossing, connections)
+            facts = await _check(config, crossing, connections, books.memory, keep_epoch=keep_epoch)
+            while len(connections) < connections_needed(config):
+                await _open_connection(config, crossing, connections)
+            if facts.is_pooled:
+                for connection in connections:
+                    await crossing.run(partial(settle, config, connection), connection)
+            await crossing.run(partial(books.leftovers.end, connections[0]), connections[0])
+            if not facts.is_pooled:
+                await crossing.run(partial(books.leftovers.note, connections[0], connections), connections[0])
+            readers, rest = connections[: config.readers], connections[config.readers :]
+            lanes = [await _open_lane(config, crossing, connection) for connection in rest[: config.lanes]]
             notifications = None
             if config.feed == "notify":
-                notifications = Notifications(crossing, await _open_connection(config, crossing, connections))
+                notifications = Notifications(crossing, rest[config.lanes])
                 await notifications.listen()
-            books.attach(Readers(crossing, readers), facts, config.wallet_unit)
+            books.attach(Readers(crossing, readers), facts.ledger, config.wallet_unit)
             metrics.GENERATIONS.inc()
             metrics.DATABASE_UP.set(1)
+            log.info(
+                "database_connected",
+                epoch=facts.ledger.epoch,
+                lanes=config.lanes,
+                readers=config.readers,
+                feed=config.feed,
+                is_pooled=facts.is_pooled,
+            )
             yield Generation(
                 lanes=lanes,
                 notifications=notifications,
@@ -88,83 +127,66 @@ async def open_generation(
                 connection.terminate()
 
 
-async def _open_connection(
-    config: Config, crossing: Crossing, connections: list[asyncpg.Connection]
-) -> asyncpg.Connection:
+async def _open_connection(config: Config, crossing: Crossing, connections: list[asyncpg.Connection]) -> None:
     async def work() -> asyncpg.Connection:
         return await connect(config, crossing)
 
     try:
-        connection = await crossing.run_unwatched(work)
+        connections.append(await crossing.run_unwatched(work))
     except Exception as error:
-        raise _unreachable(error) from error
-    connections.append(connection)
-    return connection
+        why = unreached(error)
+        if why.is_final:
+            raise DatabaseUnfit(why.sentence) from error
+        raise StorageUnavailable(why.sentence) from error
 
 
-def _unreachable(error: Exception) -> Exception:
-    if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError):
-        return DatabaseUnfit(f"the database refuses the connection: {error}")
-    if classify(error) is Failure.REFUSED:
-        return DatabaseUnfit(f"the database refuses the connection: {error}")
-    return StorageUnavailable(f"the database cannot be reached: {error or type(error).__name__}")
-
-
-async def _open_lane(config: Config, crossing: Crossing, connections: list[asyncpg.Connection]) -> PostgresLane:
-    connection = await _open_connection(config, crossing, connections)
+async def _open_lane(config: Config, crossing: Crossing, connection: asyncpg.Connection) -> PostgresLane:
     statement = await crossing.run(lambda: connection.prepare(QUERIES["post"]), connection)
     return PostgresLane(crossing, connection, statement, rerun_within_s=config.statement_timeout_s)
 
 
 async def _check(
-    config: Config, crossing: Crossing, connection: asyncpg.Connection, *, keep_epoch: bool
-) -> LedgerFacts:
-    """Is this a database that a daemon of this release may serve from?"""
+    config: Config,
+    crossing: Crossing,
+    connections: list[asyncpg.Connection],
+    memory: Memory,
+    *,
+    keep_epoch: bool,
+) -> _Fit:
+    """Is this a database that a daemon of this release may serve from? Looks before it writes anything."""
+    first, second = connections
 
-    async def work() -> LedgerFacts:
-        if await connection.fetchval("SELECT to_regclass('ledgerd.migrations')") is None:
-            raise DatabaseUnfit("the database has no ledger yet: run `ledgerd migrate --apply` with the owner's DSN")
-        applied = {row["number"]: row["checksum"] for row in await connection.fetch(QUERIES["applied_migrations"])}
-        try:
-            missing = migrations.pending(applied)
-        except migrations.MigrationMismatch as error:
-            raise DatabaseUnfit(str(error)) from error
-        if missing:
-            raise DatabaseUnfit(
-                f"the database lacks {len(missing)} migration(s) of this release: run `ledgerd migrate --apply`"
-            )
-        if await connection.fetchval("SHOW transaction_isolation") != "read committed":
-            raise DatabaseUnfit("the role's transactions are not READ COMMITTED: ALTER ROLE ... RESET ALL")
-        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
-            if await connection.fetchval(f"SHOW {setting}") == "off":
-                log.warning("unsafe_database_setting", setting=setting, detail="a crash can lose acknowledged money")
-        currencies = {row["currency"]: row["scale"] for row in await connection.fetch(QUERIES["currencies"])}
-        for currency, scale in currencies.items():
-            ours = config.currencies.get(currency, iso_scale(currency))
-            if ours is not None and ours != scale:
-                raise DatabaseUnfit(
-                    f"{currency} has {scale} decimals in this database, {ours} in this configuration: "
-                    "a currency's scale never changes"
-                )
-        wallet_unit = await connection.fetchval(QUERIES["wallet_unit"])
-        if wallet_unit not in (None, config.wallet_unit):
-            raise DatabaseUnfit(
-                f"the betting wallet of this database counts in {_unit_name(wallet_unit)}, this configuration in "
-                f"{_unit_name(config.wallet_unit)}: set wallet_unit_decimals as it was, for the unit never changes"
-            )
-        row = await connection.fetchrow(QUERIES["begin_serving"], keep_epoch)
-        return LedgerFacts(
+    async def work() -> _Fit:
+        facts = await examine(config, first, second, serving=True)
+        _obey(judge(facts))
+        assert facts.ledger is not None, "a ledger that nothing is wrong with was read"
+        row = await memory.begin_serving(first, crossing.route.host, keep_epoch=keep_epoch)
+        ledger = LedgerFacts(
             epoch=row["epoch"],
             deployment=row["deployment"],
-            currencies=currencies,
+            currencies=facts.ledger.currencies,
             cursor_key=row["cursor_key"],
         )
+        return _Fit(ledger=ledger, is_pooled=facts.probe.pooled)
 
     try:
-        return await crossing.run(work, connection)
+        return await crossing.run(work, first)
+    except PooledPerTransaction as error:
+        raise DatabaseUnfit(PER_TRANSACTION.sentence) from error
     except asyncpg.PostgresError as error:
-        raise DatabaseUnfit(f"the database refuses the daemon's role: {error}") from error
+        raise DatabaseUnfit(
+            f"the database refuses what every daemon asks ({error_text(error)}): is it PostgreSQL, and did anybody "
+            "change its schema? `ledgerd doctor` says more"
+        ) from error
 
 
-def _unit_name(wallet_unit: str) -> str:
-    return "minor units" if wallet_unit == MINOR_UNIT else f"units of {wallet_unit} decimals"
+def _obey(findings: list[Finding]) -> None:
+    """Say what is worth a word. Raises StorageUnavailable if waiting may help, and DatabaseUnfit if it will not."""
+    for finding in findings:
+        if finding.level in (Level.INFO, Level.WARN):
+            tell = log.warning if finding.level is Level.WARN else log.info
+            tell("database_check", check=finding.check, found=finding.what, hint=finding.advice)
+    for level, error in ((Level.WAIT, StorageUnavailable), (Level.REFUSE, DatabaseUnfit)):
+        sentences = [finding.sentence for finding in findings if finding.level is level]
+        if sentences:
+            raise error("; ".join(sentences))

@@ -26,6 +26,7 @@ from ledgerd.engine.commands import (
     Unit,
 )
 from ledgerd.engine.ports import CallRefused, StorageUnavailable
+from ledgerd.masking import error_text
 from ledgerd.storage import rows
 from ledgerd.storage.connection import Crossing
 from ledgerd.storage.failures import FENCE, Failure, classify
@@ -43,6 +44,15 @@ _READ_BACK = REFERRING | {"win", "rollback"}
 """Kinds whose accounts, and perhaps amounts, the kernel finds out."""
 
 T = TypeVar("T")
+
+_FENCE_HINT = (
+    "The version of an account moved although its lock was held; the call is run again, and nothing is lost. Does "
+    "something write the ledger's tables without the daemon, or do advisory locks not exclude on this server?"
+)
+_DEADLOCK_HINT = (
+    "The daemon takes its locks in order, so another program locks the ledger's rows: look for it in pg_locks. The "
+    "call is run again."
+)
 
 log = structlog.get_logger(__name__)
 
@@ -80,10 +90,10 @@ class PostgresLane:
             except Exception as error:
                 failure = classify(error)
                 if failure is Failure.REFUSED:
-                    raise CallRefused(type(error).__name__) from error
+                    raise CallRefused(error_text(error)) from error
                 if failure is not Failure.RERUN:
                     raise
-                _count_rerun(error)
+                _count_rerun(error, arguments[4])
                 if time.monotonic() - started > self._rerun_within_s:
                     break
             else:
@@ -102,19 +112,22 @@ class PostgresLane:
             found = await self._connection.fetch(QUERIES["records"], wanted)
         except asyncpg.PostgresError as error:
             # The call is committed: whatever this read fails of, nobody may be told that nothing happened.
-            raise StorageUnavailable(f"the records of the call: {type(error).__name__}", applied=None) from error
+            raise StorageUnavailable(f"the records of the call: {error_text(error)}", applied=None) from error
         return {record.transaction_id: record for record in map(rows.record, found)}
 
 
-def _count_rerun(error: Exception) -> None:
+def _count_rerun(error: Exception, transaction_ids: list[str]) -> None:
     metrics.CALLS.labels("rerun").inc()
     state = getattr(error, "sqlstate", None)
+    commands, transaction_id = len(transaction_ids), transaction_ids[0]
     if state == FENCE:
         metrics.FENCE_HITS.inc()
-        log.error("fence_hit", detail="the version of an account moved although its lock was held")
+        log.error("fence_hit", transaction_id=transaction_id, commands=commands, hint=_FENCE_HINT)
     elif state in {"40P01", "40001"}:
         metrics.DEADLOCKS.inc()
-        log.error("deadlock", sqlstate=state)
+        log.error("deadlock", sqlstate=state, transaction_id=transaction_id, commands=commands, hint=_DEADLOCK_HINT)
+    else:
+        log.debug("call_rerun", sqlstate=state, transaction_id=transaction_id, commands=commands)
 
 
 def _arguments(units: Sequence[Unit], commands: list[Command], *, resent: bool) -> tuple[Any, ...]:

@@ -14,6 +14,8 @@ from importlib.resources import files
 import asyncpg
 from msgspec import Struct
 
+from ledgerd import __version__
+
 _LOCK = 0x6C65_6467_6572_6400  # "ledgerd\0": one migrator at a time in a database
 
 _BOOTSTRAP = """
@@ -28,7 +30,15 @@ CREATE TABLE IF NOT EXISTS ledgerd.migrations (
 
 
 class MigrationMismatch(Exception):
-    """The database was migrated by other files than these: a newer release, or a file that was edited."""
+    """The database was migrated by other files than these: a newer release, or a file that was edited.
+
+    ``found`` says which, ``advice`` what to do.
+    """
+
+    def __init__(self, found: str, advice: str) -> None:
+        super().__init__(f"{found}: {advice}")
+        self.found = found
+        self.advice = advice
 
 
 class Migration(Struct, frozen=True):
@@ -57,15 +67,18 @@ def all_migrations() -> list[Migration]:
 def pending(applied: Mapping[int, str]) -> list[Migration]:
     """Migrations that are missing, given number and checksum of those applied. Raises MigrationMismatch."""
     known = {migration.number: migration for migration in all_migrations()}
+    unknown = [number for number in applied if number not in known]
+    if unknown:
+        raise MigrationMismatch(
+            f"the database is newer than this ledgerd: it is at migration {max(unknown)}, {__version__} knows no later "
+            f"one than {max(known)}",
+            "upgrade ledgerd on this machine to the release that migrated the database; the database cannot go back",
+        )
     for number, checksum in applied.items():
-        if number not in known:
-            raise MigrationMismatch(
-                f"the database has migration {number}, which this release does not know: run a newer ledgerd"
-            )
         if known[number].checksum != checksum:
             raise MigrationMismatch(
-                f"migration {known[number].name} was applied from a file with other contents: use the release that "
-                "applied it, or restore the file"
+                f"migration {known[number].name} was applied from a file with other contents",
+                "use the release that applied it, or restore the file",
             )
     return [migration for number, migration in known.items() if number not in applied]
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import asyncpg
+import structlog
 import trio
 
+from ledgerd.metrics import HINTS_DROPPED
 from ledgerd.storage.connection import Crossing
 
 CHANNEL = "ledgerd_feed"
@@ -19,6 +21,8 @@ HEARD_MAX = 1_000
 """Hints that wait to be looked at. More are dropped: polling finds what they would have told."""
 
 PING_INTERVAL_S = 2.0
+
+log = structlog.get_logger(__name__)
 
 
 class Notifications:
@@ -42,8 +46,11 @@ class Notifications:
         # An exception here would end the whole asyncio loop.
         try:
             self._heard.send_nowait(payload)
-        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
-            return
+        except trio.WouldBlock:
+            HINTS_DROPPED.inc()
+            log.warning("hint_dropped", waiting=HEARD_MAX)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return  # the generation is over
 
     async def send(self, payload: str) -> None:
         """Say it to every daemon on this database, ours included. Raises StorageUnavailable."""

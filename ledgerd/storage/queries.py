@@ -17,3 +17,4 @@ def load(file: str) -> dict[str, str]:
 
 QUERIES = load("queries.sql")
 AUDIT = load("verify.sql")
+CHECKS = load("checks.sql")

@@ -576,6 +576,9 @@ export class Client {
       try {
         const result = await this.#exchange(call);
         this.#noteSession(method, params, result);
+        // An earlier sending of the batch that was lost may still carry out what this one refused.
+        if (call.uncertain && method === "transaction_batch")
+          for (const { error } of result.outcomes) if (error) error.data.applied = null;
         return result;
       } catch (error) {
         if (!(error instanceof LedgerError)) throw error;

@@ -16,8 +16,8 @@ Rules of this file:
   overloaded, timeout, shutting_down, unavailable, and for money whatever says ``applied: null``. Then the caller gets
   the last answer. insufficient_funds and the like are answers, not trouble: they are raised at once.
 - **applied: false is only believed for the sending it answers.** If an earlier sending of the same command was lost or
-  answered null, a refusal is raised with ``applied`` None: the earlier one may still be carried out. Send the same
-  transaction_id again, or cancel it.
+  answered null, a refusal is raised with ``applied`` None, and so is that of every member of a batch: the earlier one
+  may still be carried out. Send the same transaction_id again, or cancel it.
 - **Close codes**: 44xx and the ones that blame our bytes (1002, 1003, 1007, 1009, 1010) end the client; after all
   others it reconnects with backoff and jitter and resumes, until `Retry.reconnect_s` has passed without a connection.
 - One task writes: a cancelled send would leave half a frame for the next one to run into. A cancelled call is
@@ -69,6 +69,7 @@ async def open_client(
     token: str | None = None,
     retry: Retry | None = None,
     dial: Dial | None = None,
+    ca_file: str | None = None,
     on_notice: Callable[[Notice], object] | None = None,
 ) -> AsyncIterator[Client]:
     """Connect, and stay connected for as long as the block lasts. Errors of the block come out of it unwrapped.
@@ -77,10 +78,11 @@ async def open_client(
     which ``session_authenticate`` with a newer token keeps the client going. It is called by the task that reads, so it
     must not take long and cannot await; what it raises is logged and changes nothing.
 
-    ``dial`` replaces the way a byte stream to the daemon is opened (a proxy, a Unix socket, a test).
+    ``dial`` replaces the way a byte stream to the daemon is opened (a proxy, a Unix socket, a test). For wss:// a
+    ``ca_file`` in PEM names the authorities to believe instead of the system's.
     Raises CannotConnect, ConnectionEnded (a bad token: HTTP 401), ValueError (the URL).
     """
-    client = Client(address_of(url, dial), token, retry or Retry(), on_notice=on_notice)
+    client = Client(address_of(url, dial, ca_file), token, retry or Retry(), on_notice=on_notice)
     outcome: Exception | None = None
     async with trio.open_nursery() as nursery:
         await nursery.start(client._keep_connected)  # noqa: SLF001  one module
@@ -161,7 +163,7 @@ class Client:
             await self._exchange(call, done)
             outcome = outcomes.pop()
             if isinstance(outcome, Raw):
-                return outcome
+                return _doubted(outcome) if call.uncertain and method == "transaction_batch" else outcome
             if not isinstance(outcome, LedgerError):
                 raise outcome
             pause = self._pause(call, outcome, attempt)
@@ -494,6 +496,15 @@ class Client:
             with trio.move_on_after(self._retry.close_s):
                 await self._socket.aclose()
         self._said_goodbye.set()
+
+
+def _doubted(raw: Raw) -> Raw:
+    """The result of a batch of which an earlier sending was lost: that may still carry out what this one refused."""
+    result = msgspec.json.decode(raw)
+    for outcome in result["outcomes"]:
+        if "error" in outcome:
+            outcome["error"]["data"]["applied"] = None
+    return Raw(msgspec.json.encode(result))
 
 
 class _Pushed(Struct):

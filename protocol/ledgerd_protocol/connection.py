@@ -157,22 +157,35 @@ class Address(Struct, frozen=True):
         return socket
 
 
-def address_of(url: str, dial: Dial | None = None) -> Address:
-    """The address in a ws:// or wss:// URL; ``dial`` replaces how a stream to it is opened. Raises ValueError."""
+def address_of(url: str, dial: Dial | None = None, ca_file: str | None = None) -> Address:
+    """The address in a ws:// or wss:// URL; ``dial`` replaces how a stream to it is opened.
+
+    ``ca_file`` holds, in PEM, the authorities to believe instead of the system's. Raises ValueError.
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("ws", "wss") or not parts.hostname:
         raise ValueError(f"{url!r} is not a WebSocket URL; it should look like ws://127.0.0.1:8710")
     host, secure = parts.hostname, parts.scheme == "wss"
     port = parts.port or (443 if secure else 80)
+    if ca_file is not None and not secure:
+        raise ValueError(f"{url!r} is not encrypted: authorities are for wss:// only")
+    context = _trusting(ca_file) if secure else None
 
     async def dial_tcp() -> trio.abc.Stream:
         stream = await trio.open_tcp_stream(host, port)
-        if not secure:
+        if context is None:
             return stream
-        return trio.SSLStream(stream, ssl.create_default_context(), server_hostname=host, https_compatible=True)
+        return trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
 
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return Address(dial or dial_tcp, parts.netloc.rpartition("@")[2], path)
+
+
+def _trusting(ca_file: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise ValueError(f"{ca_file}: no authorities can be read from it: {error.strerror or error}") from error
 
 
 def rejection(group: BaseExceptionGroup[ConnectionRejected]) -> Exception:

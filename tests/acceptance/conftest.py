@@ -10,10 +10,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import pytest
@@ -26,12 +27,61 @@ from ledgerd_protocol.feed import Feed
 
 STOP_S = 60
 
+CANARY = "canary-in-the-dsn"
+"""The password in every daemon's DSN. The private cluster trusts everybody, so it only has to stay out of sight."""
+
+SECRETS = re.compile(rf"{CANARY}|lgd_[A-Za-z0-9_-]{{43}}|@example\.(?:org|com)|correct horse|battery staple")
+"""What no daemon may ever say: passwords and e-mails of all these tests, and everything that is a token."""
+
+
+class Output:
+    """What a process says on one of its streams, read as it comes: a pipe that nobody reads would stop the process."""
+
+    def __init__(self, pipe: IO[str]) -> None:
+        self.lines: list[str] = []
+        self._pipe = pipe
+        self._changed = threading.Condition()
+        self._over = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self._pipe:
+            with self._changed:
+                self.lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    def until(self, found: Callable[[str], bool]) -> list[str]:
+        """The lines up to the first of which ``found`` holds, from the beginning."""
+        seen = 0
+        with self._changed:
+            while True:
+                while seen < len(self.lines):
+                    seen += 1
+                    if found(self.lines[seen - 1]):
+                        return self.lines[:seen]
+                if self._over:
+                    raise AssertionError(f"it ended before it said so: {self.lines}")
+                assert self._changed.wait(STOP_S), f"it said nothing more: {self.lines}"
+
+    def whole(self) -> str:
+        """Everything, once the process has ended."""
+        self._reader.join(STOP_S)
+        self._pipe.close()
+        return "\n".join(self.lines)
+
 
 class Running:
     """A daemon's process, and where it can be reached."""
 
-    def __init__(self, process: subprocess.Popen[str], ws_url: str, said: list[str], token_file: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], ws_url: str, said: list[str], token_file: Path, output: Output
+    ) -> None:
         self.process = process
+        self.output = output
         self.url = ws_url
         self.said = said
         self.token_file = token_file
@@ -55,9 +105,11 @@ class Auditor:
         self._moved = trio.Event()
 
     async def run(self, feed: Feed, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-        task_status.started()
+        """Started when the feed is: it tells what comes after its start, which is read after the reply."""
         async for event in feed:
             if isinstance(event, Start):
+                if not self.starts:
+                    task_status.started()
                 self.starts.append(event)
             elif isinstance(event, Update):
                 self.updates.setdefault(event.account_id, []).append(event)
@@ -96,13 +148,22 @@ def processes_with(text: str) -> list[int]:
 
 
 @contextmanager
-def _started(arguments: tuple[str, ...], stream: str, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A process with one stream to read; whatever happens, it is not left behind."""
+def _started(
+    arguments: tuple[str, ...],
+    stream: str,
+    env: dict[str, str],
+    before: Sequence[str] = (),
+    pass_fds: Sequence[int] = (),
+) -> Iterator[tuple[subprocess.Popen[str], Output]]:
+    """A process with one stream to read; whatever happens, it is not left behind, and nothing secret is in what it said
+    on both.
+    """
     with tempfile.TemporaryFile("w+") as other:
         streams: dict[str, Any] = {"stdout": other, "stderr": other, stream: subprocess.PIPE}
-        process = subprocess.Popen(command(*arguments), text=True, env=env, **streams)
+        process = subprocess.Popen([*before, *command(*arguments)], text=True, env=env, pass_fds=pass_fds, **streams)
+        output = Output(getattr(process, stream))
         try:
-            yield process
+            yield process, output
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -111,17 +172,15 @@ def _started(arguments: tuple[str, ...], stream: str, env: dict[str, str]) -> It
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
-            pipe = getattr(process, stream)
-            pipe.close()
+            other.seek(0)
+            said = output.whole() + other.read()
+        assert SECRETS.findall(said) == [], said
 
 
-def _lines_until(process: subprocess.Popen[str], stream: str, found: Callable[[str], bool]) -> list[str]:
-    lines = []
-    for line in getattr(process, stream):
-        lines.append(line.rstrip("\n"))
-        if found(line):
-            return lines
-    raise AssertionError(f"ended with {process.wait()} before it was ready: {lines}")
+def with_canary(dsn: str) -> str:
+    """The DSN with a password in it that must not be seen again."""
+    user, _, rest = dsn.partition("@")
+    return f"{user}:{CANARY}@{rest}"
 
 
 @pytest.fixture(scope="session")
@@ -139,10 +198,10 @@ def dev_on() -> Any:
     @contextmanager
     def start(data: Path, *more: str, listen: str = "127.0.0.1:0") -> Iterator[Running]:
         arguments = ("dev", "--data", str(data), "--listen", listen, "--http", "127.0.0.1:0", *more)
-        with _started(arguments, "stdout", environment()) as process:
-            said = _lines_until(process, "stdout", lambda line: " call " in line)
+        with _started(arguments, "stdout", environment()) as (process, output):
+            said = output.until(lambda line: " call " in line)
             urls = re.findall(r"ws://\S+", "\n".join(said))
-            yield Running(process, urls[0], said, data / "operator.token")
+            yield Running(process, urls[0], said, data / "operator.token", output)
 
     return start
 
@@ -166,20 +225,29 @@ def cluster() -> Iterator[Cluster]:
 def serve(cluster: Cluster, tmp_path: Path) -> Iterator[Any]:
     """Starts `ledgerd serve` on the cluster, as often as it is called; the processes end with the test.
 
-    Settings are given as they are in the environment.
+    Settings are given as they are in the environment. ``before`` is written before the command, which is waited for
+    until it says ``until``. It logs all it can: what must not be said is looked for.
     """
     token_file = tmp_path / "operator.token"
     with ExitStack() as stack:
 
-        def start(listen: str = "127.0.0.1:0", **settings: str) -> Running:
+        def start(
+            listen: str = "127.0.0.1:0",
+            *,
+            before: Sequence[str] = (),
+            pass_fds: Sequence[int] = (),
+            until: str = '"event": "ready"',
+            **settings: str,
+        ) -> Running:
             arguments = ("serve", "--listen", listen, "--http", "127.0.0.1:0")
-            env = environment(LEDGERD_DSN=cluster.daemon_dsn, **settings)
-            process = stack.enter_context(_started(arguments, "stderr", env))
-            said = _lines_until(process, "stderr", lambda line: '"event": "ready"' in line)
-            url = msgspec.json.decode(said[-1])["ws"]
+            given = {"LEDGERD_DSN": with_canary(cluster.daemon_dsn), "LEDGERD_LOG_LEVEL": "debug", **settings}
+            started = _started(arguments, "stderr", environment(**given), before, pass_fds)
+            process, output = stack.enter_context(started)
+            said = output.until(lambda line: until in line)
+            url = "" if '"ws"' not in said[-1] else msgspec.json.decode(said[-1])["ws"]
             if not token_file.exists():
                 run_command("token", "create", "operator", "--out", str(token_file), "--dsn", cluster.dsn)
-            return Running(process, url, said, token_file)
+            return Running(process, url, said, token_file, output)
 
         yield start
 

@@ -66,6 +66,8 @@ def test_the_token_may_come_from_the_environment(dev, ledgerd):
         (("watch", "--account", "1", "--all", "--url", "URL"), 2, "choose one"),
         (("token", "create", "--url", "URL"), 2, "at least one scope"),
         (("migrate",), 2, "LEDGERD_OWNER_DSN"),
+        (("epoch", "new"), 2, "LEDGERD_OWNER_DSN"),
+        (("epoch", "show", "--dsn", "postgresql://nobody@127.0.0.1:1/nothing"), 3, "cannot connect to the database"),
         (("migrate", "--dsn", "postgresql://nobody@127.0.0.1:1/nothing"), 3, "cannot connect to the database"),
         (("serve",), 2, "LEDGERD_DSN"),
         (("serve", "--set", "lanes"), 2, "NAME=VALUE"),
@@ -90,7 +92,11 @@ def test_a_bad_token_is_refused_with_what_to_do(dev, ledgerd):
 
 def test_every_command_teaches_with_an_example(ledgerd):
     commands = ["demo", "dev", "serve", "migrate", "call", "watch", "config"]
-    for words in [*([name] for name in commands), *(["token", name] for name in ("create", "list", "revoke"))]:
+    for words in [
+        *([name] for name in commands),
+        *(["token", name] for name in ("create", "list", "revoke")),
+        ["epoch", "new"],
+    ]:
         done = ledgerd(*words, "--help")
         assert done.returncode == 0
         assert "Example:" in done.stdout, words

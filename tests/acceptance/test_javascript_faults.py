@@ -242,6 +242,29 @@ async def test_a_refusal_after_an_unsure_sending_does_not_claim_that_nothing_hap
     assert (error["name"], error["applied"]) == ("insufficient_funds", None)
 
 
+async def test_the_members_of_a_batch_refused_after_a_lost_sending_do_not_claim_it_either():
+    async def behave(peer: Peer) -> None:
+        request = await peer.asked()
+        if peer.number == 1:
+            await peer.close(1001)
+            return
+        refused = {"error": {"code": 8008, "message": "Away.", "data": {"code": "unavailable", "applied": False}}}
+        await peer.answer(request, {"outcomes": [{"result": {"status": "posted"}}, refused]})
+
+    async with serving(behave) as url:
+        (batch,) = await said_by(
+            """
+            const client = await connect(url, { token });
+            const items = [1, 2].map((id) => ({ method: "debit", params: { account_id: id, amount: "1.00" } }));
+            say(await client.call("transaction_batch", { items }));
+            client.close();
+            """,
+            url,
+        )
+    assert batch["outcomes"][0] == {"result": {"status": "posted"}}
+    assert batch["outcomes"][1]["error"]["data"]["applied"] is None
+
+
 async def test_an_answer_that_may_pass_is_asked_again_with_the_same_id():
     sent: list[dict[str, Any]] = []
 

@@ -72,7 +72,7 @@ async def crossings(feed: Feed, count: int) -> list[MonitorCrossed]:
 def logged(daemon: Any) -> list[dict[str, Any]]:
     """What a daemon said of crossings; it is ended by this."""
     daemon.signal(signal.SIGTERM)
-    lines = (msgspec.json.decode(line) for line in daemon.process.stderr)
+    lines = map(msgspec.json.decode, daemon.output.whole().splitlines())
     return [line for line in lines if line["event"] == "monitor_crossed"]
 
 

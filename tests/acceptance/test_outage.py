@@ -19,6 +19,7 @@ from ledgerd.storage.migrations import migrate
 from ledgerd_protocol.client import Client, open_client
 from ledgerd_protocol.connection import Retry
 from ledgerd_protocol.errors import ErrorCode, LedgerError
+from tests.service_manager import AttentiveManager
 
 IMPATIENT = Retry(call_s=0.0)  # an answer of `unavailable` is raised, not waited out
 PAYERS = 12
@@ -122,3 +123,43 @@ async def test_a_crash_of_postgres_costs_nothing_that_was_acknowledged(cluster, 
         assert Decimal(balance.balance) == Decimal("0.01") * (len(payments.posted) + found)
         assert balance.version == len(payments.posted) + found
         assert client.connections == 1
+
+
+# -- and the service manager ------------------------------------------------------------------------------------------
+
+ALIVE = ["WATCHDOG=1"]
+
+
+@pytest.fixture
+def manager(short_directory: Path) -> Iterator[AttentiveManager]:
+    address = short_directory / "notify"
+    found = AttentiveManager(str(address))
+    yield found
+    found.close()
+    address.unlink()
+
+
+def test_a_database_that_is_away_is_said_and_the_watchdog_goes_on(cluster, serve, manager):
+    daemon = serve(NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="200000")
+    manager.until_status("database up")
+    crash(cluster)
+    manager.until_status("database not reachable")
+    for _ in range(5):
+        manager.until(ALIVE.__eq__)
+    restart(cluster)
+    manager.until_status("database up")
+    assert daemon.signal(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_daemon_that_waits_for_its_database_says_so_and_can_be_stopped(cluster, serve, manager, number):
+    daemon = serve(NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="200000")  # makes the token, too
+    assert daemon.signal(signal.SIGTERM) == 0
+    manager.until_status("stopped")
+    crash(cluster)
+    waiting = serve(NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="200000", until='"event": "restart"')
+    said = manager.until_status("starting: waiting for the database")
+    said += manager.until(ALIVE.__eq__)
+    waiting.process.send_signal(number)
+    assert waiting.process.wait(60) == 0
+    assert not any("READY=1" in message for message in said + manager.heard())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+import signal
 import urllib.request
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 import pytest
@@ -25,22 +24,6 @@ def metric(http_url: str, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
-class Log:
-    """What a daemon says after it is ready, read in a thread until its end."""
-
-    def __init__(self, stream: Any) -> None:
-        self.lines: list[dict[str, Any]] = []
-        self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
-        self._thread.start()
-
-    def _read(self, stream: Any) -> None:
-        self.lines += (msgspec.json.decode(line) for line in stream if line.startswith("{"))
-
-    def at_the_end(self) -> list[dict[str, Any]]:
-        self._thread.join(30)
-        return self.lines
-
-
 @pytest.fixture
 def mended(cluster) -> Iterator[list[str]]:
     """Statements that undo the damage, for the tests that follow on this database."""
@@ -54,7 +37,6 @@ async def test_an_advance_that_does_not_add_up_is_told_in_the_log_by_a_metric_on
     serve, cluster, ledgerd, mended
 ):
     running = serve(LEDGERD_RECONCILE_INTERVAL_S=LOOK_S)
-    log = Log(running.process.stderr)
     http_url = msgspec.json.decode(running.said[-1])["http"]
     async with open_client(running.url, token=running.token) as client:
         account = (await client.call("user_register", name="Ann")).account.account_id
@@ -85,8 +67,9 @@ async def test_an_advance_that_does_not_add_up_is_told_in_the_log_by_a_metric_on
     assert "advances" in done.stderr
 
     assert metric(http_url, 'ledgerd_alerts_total{alert="advance_mismatch"}') == 1
-    running.process.terminate()
-    errors = [line for line in log.at_the_end() if line["level"] == "error"]
+    running.signal(signal.SIGTERM)
+    said = [msgspec.json.decode(line) for line in running.output.whole().splitlines()]
+    errors = [line for line in said if line["level"] == "error"]
     assert [(line["event"], line["advance_id"]) for line in errors] == [("advance_mismatch", made.advance_id)]
 
 

@@ -137,7 +137,7 @@ async def test_a_replay_counts_as_progress_because_another_daemon_was_first(
     with capture_logs() as logs:
         await trio.sleep(0.9)
     assert holds.due == {}
-    assert logs == []
+    assert [entry for entry in logs if entry["log_level"] != "info"] == []
 
 
 async def test_a_database_that_is_away_is_asked_again(

@@ -283,6 +283,18 @@ async def test_a_directory_that_hangs_is_not_waited_for_longer_than_five_seconds
     assert trio.current_time() - started <= 5.0
 
 
+async def test_a_unit_that_waited_elsewhere_while_the_database_was_away_is_refused_at_once(
+    autojump_clock: object, ledger: FakeLedger
+) -> None:
+    async with open_engine(ledger) as engine:
+        early, late = transfer(1, 2), transfer(1, 2)
+        late.commands[0].arrived_at -= engine.config.unavailable_after_s
+        await engine.router.route(early)
+        await engine.router.route(late)
+        assert not early.done.is_set()
+        assert late.refusal == (ErrorCode.UNAVAILABLE, False)
+
+
 async def test_an_atomic_unit_on_too_many_accounts_is_refused(autojump_clock: object, engine: Engine) -> None:
     unit = Asked(*[command("transfer", account, account + 1) for account in (1, 3, 5)], atomic=True)
     await engine.router.route(unit)

@@ -16,6 +16,7 @@ from ledgerd.config import Config
 from ledgerd.engine.commands import Command, Outcome, Posted, Principal, Unit
 from ledgerd.engine.states import AccountState, MonitorState, Place
 from ledgerd.gateway.server import Gateway
+from ledgerd.gateway.tls import ServerTls
 from ledgerd_protocol.messages import SubscribeOptions
 from tests.gateway.fake_books import FakeBooks, FakeDirectory, record, side
 
@@ -247,8 +248,9 @@ def text_frame(payload: bytes, *, opcode: int = 1, fin: bool = True) -> bytes:
 class Door:
     """A gateway that serves, and what is behind it."""
 
-    def __init__(self, config: Config, nursery: trio.Nursery) -> None:
+    def __init__(self, config: Config, nursery: trio.Nursery, tls: ServerTls | None = None) -> None:
         self.config = config
+        self.tls = tls
         self.nursery = nursery
         self.books = FakeBooks()
         self.directory = FakeDirectory(self.books)
@@ -261,6 +263,7 @@ class Door:
             router=self.router,
             hub=self.hub,
             directory=self.directory,
+            tls=tls,
         )
 
     async def client(self, secret: str | None = None, stream: trio.abc.Stream | None = None) -> Client:

@@ -224,7 +224,8 @@ async def test_a_frame_that_comes_before_the_answer_is_not_misread() -> None:
 
 async def test_connections_over_the_limit_are_turned_away_and_room_comes_back() -> None:
     async with open_door(connections_max=2) as door:
-        first, _ = await door.raw(), await door.raw()
+        secret = door.books.token("service")
+        first, _ = await door.raw(secret), await door.raw(secret)
         assert await status_of(door, {}) == 503
         await first.aclose()
         await eventually(lambda: door.gateway.connections == 1)

@@ -94,8 +94,10 @@ async def test_a_ping_goes_to_trio_websocket_and_texts_after_it_take_the_short_c
         text_frame(b"binary", opcode=2),
         b"\x81\x05plain",  # not masked
         b"\xc1" + text_frame(b"compressed")[1:],
+        b"\x81\xfe\x00\x05" + bytes(4) + b"short",
+        b"\x81\xff" + (126).to_bytes(8, "big") + bytes(4) + b"x" * 126,
     ],
-    ids=["fragment", "not-utf-8", "binary", "not-masked", "reserved-bit"],
+    ids=["fragment", "not-utf-8", "binary", "not-masked", "reserved-bit", "length-in-16-bits", "length-in-64-bits"],
 )
 @pytest.mark.parametrize("step", [1, None])
 async def test_the_first_unusual_frame_sends_everything_after_it_through_trio_websocket(

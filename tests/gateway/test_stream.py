@@ -78,6 +78,15 @@ async def test_the_messages_before_one_that_is_too_big_still_arrive() -> None:
         await receive(stream)
 
 
+async def test_a_message_is_too_big_when_its_turn_has_come() -> None:
+    """What came before it in the same piece may have ended the connection for another reason."""
+    stream, peer = await make_open()
+    broken = text_frame(b"no such opcode", opcode=3)
+    await peer.send_all(broken + text_frame(b"x" * 1001))
+    assert await receive(stream) == broken
+    assert not stream.too_big
+
+
 async def test_a_finished_message_gives_its_budget_back() -> None:
     stream, peer = await make_open()
     for _ in range(50):
@@ -116,12 +125,37 @@ async def test_pings_between_fragments_are_not_part_of_the_message() -> None:
 
 async def test_a_handshake_that_is_too_long_is_cut_off() -> None:
     stream, peer = make()
-    for _ in range(HANDSHAKE_BYTES_MAX // 1024):
-        await peer.send_all(b"x" * 1024)
+    await peer.send_all(b"GET /" + b"x" * (HANDSHAKE_BYTES_MAX - 5))
+    with trio.move_on_after(0) as waiting:
         await receive(stream)
+    assert waiting.cancelled_caught
     await peer.send_all(b"x")
     with pytest.raises(trio.BrokenResourceError):
         await receive(stream)
+
+
+@pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\x00", b"get / HTTP/1.1\r\n", b"\n", b"\0"])
+async def test_what_does_not_begin_as_http_is_cut_off_at_once(data: bytes) -> None:
+    stream, peer = make()
+    await peer.send_all(data)
+    with pytest.raises(trio.BrokenResourceError):
+        await receive(stream)
+
+
+async def test_a_request_that_comes_byte_by_byte_is_given_on_whole() -> None:
+    stream, peer = make()
+    seen: list[bytes] = []
+    async with trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            seen.append(await receive(stream))
+
+        nursery.start_soon(read)
+        for number in range(len(REQUEST)):
+            assert seen == []
+            await peer.send_all(REQUEST[number : number + 1])
+            await trio.testing.wait_all_tasks_blocked()
+    assert seen == [REQUEST]
 
 
 @pytest.mark.parametrize("cut", [1, len(REQUEST) - 2, len(REQUEST)])
@@ -129,7 +163,12 @@ async def test_frames_before_the_handshake_is_answered_are_refused(cut: int) -> 
     stream, peer = make()
     data = REQUEST + text_frame(b"early")
     await peer.send_all(data[:cut])
-    assert await receive(stream) == data[:cut]
+    if cut == len(REQUEST):
+        assert await receive(stream) == REQUEST
+    else:
+        with trio.move_on_after(0) as waiting:
+            await receive(stream)
+        assert waiting.cancelled_caught
     await peer.send_all(data[cut:])
     with pytest.raises(trio.BrokenResourceError):
         await receive(stream)

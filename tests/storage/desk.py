@@ -161,7 +161,7 @@ async def open_desk(
     database: Database, books: PostgresBooks | None = None, *, keep_epoch: bool = False, **settings: Any
 ) -> AsyncIterator[Desk]:
     """A generation on this database, with a daemon's privileges."""
-    config = Config(dsn=database.daemon_dsn, **settings)
+    config = Config(**{"dsn": database.daemon_dsn, **settings})
     books = books or PostgresBooks()
     async with open_generation(config, books, keep_epoch=keep_epoch) as generation:
         yield Desk(database=database, config=config, books=books, generation=generation)

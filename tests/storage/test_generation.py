@@ -268,6 +268,21 @@ async def test_a_call_on_a_connection_that_is_known_to_be_lost_surely_did_not_ru
         assert lost.value.applied is False
 
 
+async def test_a_connection_that_ends_between_two_steps_of_the_driver_is_lost_and_no_bug(database: Database) -> None:
+    async with open_desk(database) as desk:
+        connection = desk.generation.lanes[0]._connection
+
+        async def work() -> None:
+            connection.terminate()
+            connection._protocol.get_settings()  # the driver's next step, on what it has put away
+
+        with pytest.raises(StorageUnavailable) as lost:
+            await desk.generation.crossing.run(work, connection)
+        assert isinstance(lost.value.__cause__, AttributeError)
+        assert lost.value.applied is None
+        assert desk.generation.crossing.cause is not None
+
+
 async def test_a_connection_killed_during_a_call_leaves_its_outcome_unknown_until_it_is_sent_again(
     database: Database,
 ) -> None:
@@ -359,7 +374,7 @@ async def test_a_committed_call_whose_records_cannot_be_read_is_never_called_una
 
 
 async def test_a_statement_that_the_server_timed_out_surely_did_not_run(database: Database) -> None:
-    async with open_desk(database, statement_timeout_s=0.05, lock_timeout_s=60) as desk:
+    async with open_desk(database, statement_timeout_s=1.0, lock_timeout_s=60) as desk:
         account = await desk.account()
         async with account_locked(desk, account.account_id):
             with pytest.raises(StorageUnavailable) as lost:

@@ -245,6 +245,9 @@ READS: dict[str, tuple[Any, ...]] = {
     "monitors": (USER, ACCOUNT, 0, 100),
     "monitors_since": (0, 100, True),
     "wallet_unit": (),
+    "alive": (),
+    "processes": ([1],),
+    "end_processes": ([1], [NOW]),
     "advance_states": ([fresh_id()], 100, 100),
     "advances": (ACCOUNT, None, None, None, 100),
     "advance_heads": ([ACCOUNT], [fresh_id()], False),
@@ -252,7 +255,7 @@ READS: dict[str, tuple[Any, ...]] = {
     "advance_events_since": ("1:1:", 100),
 }
 WRITES: dict[str, tuple[Any, ...]] = {
-    "begin_serving": (False,),
+    "begin_serving": (False, None, None, None, None),
     "register_user": ("n", "a@example.com", None, "USD", 2, b"y" * 32, ["user"], None),
     "open_account": (1, "EUR", 2),
     "create_token": (b"z" * 32, 1, ACCOUNT, ["user"], None, None),

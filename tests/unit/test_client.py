@@ -339,6 +339,23 @@ async def test_a_refusal_after_a_lost_sending_does_not_claim_that_nothing_happen
         assert refused.value.applied is None
 
 
+async def test_the_members_of_a_batch_refused_after_a_lost_sending_do_not_claim_it_either(
+    daemon, nursery, autojump_clock
+):
+    async with open_client(URL, dial=daemon.dial) as client:
+        items = [{"method": "transfer", "params": TRANSFER}] * 2
+        session = await daemon.session()
+        sent = Later(nursery, client.call, "transaction_batch", items=items)
+        await session.receive()
+        await session.drop()
+        session = await daemon.session()
+        refused = {"error": LedgerError(ErrorCode.UNAVAILABLE).to_wire()}
+        await session.reply(await session.receive(), {"outcomes": [{"result": POSTED}, refused]})
+        batch = await sent.result()
+        assert batch.outcomes[0].result["transaction_id"] == POSTED["transaction_id"]
+        assert batch.outcomes[1].error["data"]["applied"] is None
+
+
 async def test_an_unknown_outcome_is_asked_again_with_the_same_id_whatever_the_code(daemon, nursery, autojump_clock):
     async with open_client(URL, dial=daemon.dial) as client:
         session = await daemon.session()

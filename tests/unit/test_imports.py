@@ -11,13 +11,32 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"ledgerd": ROOT, "ledgerd_protocol": ROOT / "protocol", "ledgerd_loadtest": ROOT / "loadtest"}
 
-LEAVES = {"ledgerd", "ledgerd.config", "ledgerd.metrics", "ledgerd.supervision", "ledgerd.logs", "ledgerd.times"}
+LEAVES = {
+    "ledgerd",
+    "ledgerd.addresses",
+    "ledgerd.condition",
+    "ledgerd.config",
+    "ledgerd.listeners",
+    "ledgerd.metrics",
+    "ledgerd.notify",
+    "ledgerd.process",
+    "ledgerd.supervision",
+    "ledgerd.logs",
+    "ledgerd.log_rate",
+    "ledgerd.masking",
+    "ledgerd.times",
+}
+DAEMON = {"ledgerd.reload"}
+"""Belongs to `ledgerd.daemon`, and like it knows rooms."""
+
 OWNERS = {
     "ledgerd.storage.embedded",
     "ledgerd.storage.migrations",
     "ledgerd.storage.owner_tokens",
     "ledgerd.storage.owner_clock",
+    "ledgerd.storage.owner_epoch",
     "ledgerd.storage.verify",
+    "ledgerd.storage.diagnosis",
     "ledgerd.storage.failures",
 }
 """What a person does with the database itself, as its owner (which a daemon never is) or as its auditor, and how the
@@ -32,7 +51,7 @@ ARROWS: dict[str, set[str]] = {
     "gateway": {"gateway", "engine", "ports", "protocol", "leaf"},
     "storage": {"storage", "owner", "ports", "protocol", "leaf"},
     "owner": {"storage", "owner", "ports", "protocol", "leaf"},
-    "daemon": {"gateway", "engine", "ports", "storage", "owner", "protocol", "leaf"},
+    "daemon": {"daemon", "gateway", "engine", "ports", "storage", "owner", "protocol", "leaf"},
     "cli": {"cli", "daemon", "owner", "protocol", "leaf"},
 }
 
@@ -77,6 +96,8 @@ def room_of(module: str) -> str | None:
         return "owner"
     if module in PORTS:
         return "ports"
+    if module in DAEMON:
+        return "daemon"
     if inner[0] in ("engine", "gateway", "storage", "daemon"):
         return inner[0]
     return "cli"

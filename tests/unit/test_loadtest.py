@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import random
+import socket
 import struct
 import sys
+import threading
 from typing import Any
 
 import msgspec
@@ -15,6 +18,8 @@ import pytest
 from wsproto.frame_protocol import FrameProtocol
 
 from ledgerd.dev import State
+from ledgerd_loadtest.attackers import KINDS, Attacker
+from ledgerd_loadtest.attackers import Order as AttackOrder
 from ledgerd_loadtest.audit import NOT_SHOWN, PROBLEMS_MAX, Harvest, Point, differences, minor, take_reply
 from ledgerd_loadtest.commands import (
     AMOUNT,
@@ -26,6 +31,7 @@ from ledgerd_loadtest.commands import (
     request_maker,
     single_request,
 )
+from ledgerd_loadtest.flood import REFUSED
 from ledgerd_loadtest.measure import Cpu, Target, Window, best, joined, pair_ratios, percentile
 from ledgerd_loadtest.processes import parse_resident_kib, parse_stat
 from ledgerd_loadtest.socket_client import ConnectionFailed, FrameReader, masked_frame, text_frame
@@ -412,3 +418,38 @@ def test_harvests_of_several_windows_are_audited_as_one() -> None:
 @pytest.mark.parametrize(("text", "value"), [("-0.01", -1), ("0.00", 0), ("12.34", 1234), ("-5.00", -500)])
 def test_balances_and_changes_are_read_with_their_sign(text: str, value: int) -> None:
     assert minor(text) == value
+
+
+def test_every_way_to_attack_says_what_it_sends() -> None:
+    order = AttackOrder("silent", 8710, sockets=1, rate_per_s=1, seconds=1, token="lgd_x")
+    for kind in KINDS.values():
+        sent = kind.opening(order) + (kind.drip(order) if kind.drip else b"") + (kind.inside() if kind.inside else b"")
+        assert sent or kind.leaves or kind.title.startswith(("sockets", "the same"))
+
+
+def test_refusals_are_read_from_the_metrics() -> None:
+    text = 'ledgerd_connections_refused_total{reason="gave_way"} 12.0\nledgerd_newcomers 3.0\n'
+    assert REFUSED.findall(text) == [("gave_way", "12.0")]
+
+
+def test_an_attacker_floods_and_stops_when_nobody_gives_orders() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        order = AttackOrder("garbage", server.getsockname()[1], sockets=3, rate_per_s=1_000, seconds=30)
+        reading, writing = os.pipe()
+        heard: list[int] = []
+
+        def hear() -> None:
+            for _ in range(3):
+                with server.accept()[0] as opened:
+                    heard.append(len(opened.recv(4_096)))
+            os.close(writing)
+
+        victim = threading.Thread(target=hear)
+        victim.start()
+        try:
+            done = Attacker(order).run(reading)
+        finally:
+            victim.join()
+            os.close(reading)
+    assert min(heard) > 0
+    assert done.opened >= 3

@@ -7,8 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ledgerd.config import Config
-from ledgerd.settings import SettingsError, host_and_port, is_loopback, load
+from ledgerd.addresses import is_loopback
+from ledgerd.config import Config, SettingsError
+from ledgerd.settings import host_and_port, load
 
 
 @pytest.fixture
@@ -37,6 +38,59 @@ def test_flags_win_over_the_environment_over_the_file(file: Path):
     assert settings.sources["readers"] == "environment"
     assert settings.sources["feed_poll_s"] == f"file {file}"
     assert settings.sources["listen"] == "default"
+
+
+@pytest.fixture
+def credentials(tmp_path: Path) -> Path:
+    directory = tmp_path / "credentials"
+    directory.mkdir()
+    return directory
+
+
+def test_a_credential_wins_over_the_file_and_loses_against_the_environment(file: Path, credentials: Path):
+    file.write_text("lanes = 3\ndsn = 'postgresql://file/bank'\nreaders = 3\n")
+    (credentials / "dsn").write_text("postgresql://ledgerd:quiet@db/bank\n")
+    (credentials / "lanes").write_text("4\n")
+    environ = {"CREDENTIALS_DIRECTORY": str(credentials), "LEDGERD_LANES": "5"}
+    settings = load({}, environ, file)
+    assert settings.config.dsn == "postgresql://ledgerd:quiet@db/bank"
+    assert (settings.config.lanes, settings.config.readers) == (5, 3)
+    assert (settings.sources["dsn"], settings.sources["lanes"]) == ("credential", "environment")
+    assert ("dsn", "postgresql://ledgerd:***@db/bank", "credential") in settings.rows()
+
+
+def test_credentials_of_a_directory_carry_the_name_that_systemd_puts_before_them(credentials: Path):
+    (credentials / "ledgerd_dsn").write_text("postgresql:///bank")
+    assert load({}, {"CREDENTIALS_DIRECTORY": str(credentials)}).config.dsn == "postgresql:///bank"
+
+
+def test_a_setting_that_names_a_file_takes_the_path_of_its_credential(credentials: Path):
+    for name in ("ledgerd_tls_certificate", "ledgerd_tls_key"):
+        (credentials / name).write_bytes(b"\xff is nobody's text")
+    config = load({}, {"CREDENTIALS_DIRECTORY": str(credentials)}).config
+    assert config.tls_certificate == str(credentials / "ledgerd_tls_certificate")
+    assert config.tls_key == str(credentials / "ledgerd_tls_key")
+
+
+def test_a_credential_that_is_ours_and_no_setting_is_refused_and_those_of_others_are_left_alone(credentials: Path):
+    (credentials / "network.dns").write_text("192.0.2.1")
+    (credentials / "ledgerd_dns").write_text("postgresql:///bank")
+    said = problems_of(environ={"CREDENTIALS_DIRECTORY": str(credentials)})
+    assert said == ["credential ledgerd_dns is not a setting; did you mean ledgerd_dsn?"]
+
+
+def test_a_credential_of_the_wrong_type_is_refused_by_its_name(credentials: Path):
+    (credentials / "lanes").write_text("many")
+    [said] = problems_of(environ={"CREDENTIALS_DIRECTORY": str(credentials)})
+    assert said.startswith("credential lanes is 'many': ")
+
+
+def test_credentials_that_cannot_be_read_are_named(credentials: Path):
+    (credentials / "dsn").write_bytes(b"\xff")
+    [said] = problems_of(environ={"CREDENTIALS_DIRECTORY": str(credentials)})
+    assert said.startswith(f"CREDENTIALS_DIRECTORY: {credentials} cannot be read")
+    [said] = problems_of(environ={"CREDENTIALS_DIRECTORY": str(credentials / "none")})
+    assert "No such file or directory" in said
 
 
 def test_a_flag_that_was_not_given_hides_nothing():
@@ -137,6 +191,9 @@ def test_a_file_that_is_missing_or_not_toml_is_named(file: Path):
         ({"http": "127.0.0.1:70000"}, "HOST:PORT"),
         ({"listen": "::1:8710"}, "brackets"),
         ({"listen": "0.0.0.0:8710"}, "insecure_listen"),
+        ({"tls_key": "server.key"}, "tls_certificate is not"),
+        ({"trusted_proxies": "10.0.0.0/8,proxy.example"}, "proxy.example"),
+        ({"trusted_proxies": "10.0.0.1/8"}, "host bits"),
         ({"sign_up_scopes": "user,operator"}, "operator"),
         ({"default_currency": "WUT"}, "ISO 4217"),
         ({"log_level": "loud"}, "debug, info"),
@@ -150,6 +207,15 @@ def test_what_contradicts_itself_or_is_dangerous_is_refused(flags: dict[str, str
 
 def test_an_open_address_is_allowed_when_it_is_asked_for_by_name():
     assert load({"listen": "0.0.0.0:8710", "insecure_listen": "true"}, {}).config.listen == "0.0.0.0:8710"
+
+
+def test_an_open_address_is_allowed_with_tls():
+    assert load({"listen": "0.0.0.0:8710", "tls_certificate": "server.pem"}, {}).config.tls_certificate == "server.pem"
+
+
+def test_trusted_proxies_are_networks_and_the_word_for_unix_sockets():
+    given = load({"trusted_proxies": "10.0.0.0/8, ::1, unix"}, {}).config.trusted_proxies
+    assert given == ("10.0.0.0/8", "::1", "unix")
 
 
 @pytest.mark.parametrize(

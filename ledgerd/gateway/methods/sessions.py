@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import structlog
 from msgspec import UNSET, UnsetType
 
 from ledgerd.engine.commands import Principal
 from ledgerd.engine.views import user_view
+from ledgerd.gateway.access import by
 from ledgerd.gateway.authentication import new_secret, principal_of, secret_hash
 from ledgerd.gateway.call import Call, Read
 from ledgerd.gateway.clock import now_s, text_of
 from ledgerd_protocol.errors import ErrorCode, LedgerError
 from ledgerd_protocol.messages import Nothing, SessionAuthenticate, SessionChangePassword, SessionLogin, SessionLogout
 from ledgerd_protocol.results import Revoked, Session
+
+log = structlog.get_logger(__name__)
 
 _NOBODY = Session(authenticated=False, user=None, account_id=None, scopes=[], expires_at=None)
 
@@ -34,6 +38,7 @@ async def session_login(call: Call, params: SessionLogin) -> Session:
     if state is None:
         raise LedgerError(ErrorCode.INVALID_CREDENTIALS)
     principal = principal_of(state)
+    log.info("signed_in", address=call.caller.address, **principal.ids())
     call.caller.sign_in(principal)
     return await _session(call, principal, secret)
 
@@ -65,6 +70,7 @@ async def session_logout(call: Call, params: SessionLogout) -> Revoked:
     else:
         revoked = await books.revoke_tokens(token_id=principal.token_id)
     call.desk.tokens.forget()
+    log.info("tokens_revoked", tokens=revoked, **by(principal))
     call.caller.sign_out()
     return Revoked(revoked=revoked)
 
@@ -93,6 +99,7 @@ async def session_change_password(call: Call, params: SessionChangePassword) -> 
         # The e-mail or the password has become another in the meantime.
         raise LedgerError(ErrorCode.INVALID_CREDENTIALS)
     desk.tokens.forget()
+    log.info("password_changed", tokens=revoked, **by(principal))
     return Revoked(revoked=revoked)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import structlog
 from msgspec import UNSET
 
 from ledgerd.engine.commands import Principal
 from ledgerd.engine.states import TokenState, UserState
 from ledgerd.engine.views import account_view, token_view, user_view
-from ledgerd.gateway.access import covers, currency_scale, invalid, managed_user, manages, not_found, seen_user
+from ledgerd.gateway.access import by, covers, currency_scale, invalid, managed_user, manages, not_found, seen_user
 from ledgerd.gateway.authentication import new_secret, secret_hash
 from ledgerd.gateway.call import Call, Read
 from ledgerd.gateway.clock import now_s, parse_time
@@ -28,6 +29,8 @@ from ledgerd_protocol.results import Page, Registered, Revoked, TokenInfo, User
 
 # -- users ------------------------------------------------------------------------------------------------------------
 
+
+log = structlog.get_logger(__name__)
 
 TOKEN_TTL_S_MAX = 100 * 366 * 86_400
 """Seconds since 1970 are exact to the microsecond that far, and have a year of four digits."""
@@ -58,6 +61,7 @@ async def user_register(call: Call, params: UserRegister) -> Registered:
         expires_at_s=None,
     )
     desk.hub.announce_account(account)
+    log.info("user_registered", user_id=user.user_id, account_id=account.account_id, **by(principal))
     return Registered(user=user_view(user), account=account_view(account), token=secret)
 
 
@@ -114,7 +118,9 @@ async def user_enable(call: Call, params: UserEnable) -> User:
 async def _set_status(call: Call, user_id: int, status: str) -> User:
     if not manages(call.principal):
         raise LedgerError(ErrorCode.PERMISSION_DENIED, "A token of one account may not disable or enable users.")
-    return _found(await call.desk.books.set_user_status(user_id, status))
+    user = _found(await call.desk.books.set_user_status(user_id, status))
+    log.info("user_status_set", user_id=user_id, status=status, **by(call.principal))
+    return user
 
 
 def _found(user: UserState | None) -> User:
@@ -147,6 +153,14 @@ async def token_create(call: Call, params: TokenCreate) -> TokenInfo:
         scopes=sorted(scopes),
         expires_at_s=expires_at_s,
         label=None if params.label is UNSET else params.label,
+    )
+    log.info(
+        "token_created",
+        token_id=state.token_id,
+        user_id=user_id,
+        account_id=account_id,
+        scopes=sorted(scopes),
+        **by(principal),
     )
     return token_view(state, secret)
 
@@ -217,6 +231,8 @@ async def token_revoke(call: Call, params: TokenRevoke) -> Revoked:
         raise not_found("token")
     revoked = await books.revoke_tokens(token_id=state.token_id)
     call.desk.tokens.forget()
+    if revoked:
+        log.info("token_revoked", token_id=state.token_id, user_id=state.user_id, **by(call.principal))
     return Revoked(revoked=revoked)
 
 

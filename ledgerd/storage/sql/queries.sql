@@ -5,12 +5,37 @@
 SELECT * FROM ledgerd.post($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19);
 
 -- name: begin_serving
--- Epoch, deployment and cursor key; mints a new epoch if the database's identity changed.
-SELECT epoch, deployment, cursor_key FROM ledgerd.begin_serving($1);
+-- Epoch, deployment, cursor key and identity; mints a new epoch if that is another than it was, or than $2 to $5 say.
+SELECT
+    b.epoch, b.deployment, b.cursor_key, b.system_identifier, b.timeline, b.wal::text AS wal, b.changed,
+    b.is_new_epoch
+FROM ledgerd.begin_serving($1, $2, $3, $4, $5::text::pg_lsn) AS b;
+
+-- name: alive
+-- The present epoch, and how far the WAL is safely on disk.
+SELECT
+    s.epoch,
+    CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn()::text END AS wal
+FROM ledgerd.settings AS s;
 
 -- name: currencies
 -- Scales that are fixed already.
 SELECT currency, scale FROM ledgerd.currencies;
+
+-- name: processes
+-- Which of these server processes there are, and since when.
+SELECT a.pid, a.backend_start FROM pg_catalog.pg_stat_activity AS a WHERE a.pid = ANY($1::integer []);
+
+-- name: end_processes
+-- End those of these server processes that are still the same ones; each that was told to.
+-- MATERIALIZED: first it is known which ones. As a condition beside the join the function could be called for others.
+WITH same AS MATERIALIZED (
+    SELECT a.pid
+    FROM unnest($1::integer [], $2::timestamptz []) AS u (pid, backend_start)
+    INNER JOIN pg_catalog.pg_stat_activity AS a ON a.pid = u.pid AND a.backend_start = u.backend_start
+)
+
+SELECT s.pid, pg_catalog.pg_terminate_backend(s.pid) AS is_told FROM same AS s;
 
 -- name: applied_migrations
 -- Which migrations the database has.
@@ -115,14 +140,16 @@ SELECT pg_current_snapshot()::text AS now;
 
 -- name: committed_since
 -- A page of the transactions committed since snapshot $1, by xact, whole calls; at least one row, to say what is now.
-WITH now AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot),
+WITH now AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot, s.ids_from FROM ledgerd.settings AS s),
 
--- Those that were under way at the snapshot, then those that began later: two ranges of the index. Nothing from before
--- a dump and restore, where ids began anew, has an id that was not given yet.
+-- Those that were under way at the snapshot, then those that began later: two ranges of the index. What was restored
+-- from elsewhere has ids that mean nothing here.
 candidates AS (
     (
         SELECT t.* FROM ledgerd.transactions AS t
-        WHERE t.xact = ANY(ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
+        WHERE
+            t.xact = ANY(ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
+            AND NOT ledgerd.is_restored(t.xmin, t.xact, (SELECT n.ids_from FROM now AS n))
         ORDER BY t.xact FETCH FIRST $2 ROWS WITH TIES
     )
     UNION ALL
@@ -131,6 +158,7 @@ candidates AS (
         WHERE
             t.xact >= pg_snapshot_xmax($1::text::pg_snapshot)
             AND t.xact < (SELECT pg_snapshot_xmax(n.snapshot) FROM now AS n)
+            AND NOT ledgerd.is_restored(t.xmin, t.xact, (SELECT n.ids_from FROM now AS n))
         ORDER BY t.xact FETCH FIRST $2 ROWS WITH TIES
     )
 ),
@@ -179,19 +207,21 @@ WITH RECURSIVE earlier AS (
     FROM earlier AS e
     CROSS JOIN
         LATERAL (
-            SELECT t.* FROM ledgerd.transactions AS t
+            SELECT t.xmin AS written_by, t.* FROM ledgerd.transactions AS t
             WHERE t.debit_account = e.debit_account AND t.debit_version = e.debit_version - 1
             UNION ALL
-            SELECT t.* FROM ledgerd.transactions AS t
+            SELECT t.xmin AS written_by, t.* FROM ledgerd.transactions AS t
             WHERE t.credit_account = e.debit_account AND t.credit_version = e.debit_version - 1
             UNION ALL
-            SELECT t.* FROM ledgerd.transactions AS t
+            SELECT t.xmin AS written_by, t.* FROM ledgerd.transactions AS t
             WHERE t.debit_account = e.credit_account AND t.debit_version = e.credit_version - 1
             UNION ALL
-            SELECT t.* FROM ledgerd.transactions AS t
+            SELECT t.xmin AS written_by, t.* FROM ledgerd.transactions AS t
             WHERE t.credit_account = e.credit_account AND t.credit_version = e.credit_version - 1
         ) AS p
-    WHERE p.xact > $2::text::xid8 AND p.xact < $3::text::xid8
+    WHERE
+        p.xact > $2::text::xid8 AND p.xact < $3::text::xid8
+        AND NOT ledgerd.is_restored(p.written_by, p.xact, (SELECT s.ids_from FROM ledgerd.settings AS s))
 )
 
 SELECT r.* FROM ledgerd.records AS r
@@ -356,8 +386,10 @@ SELECT ledgerd.version_at($1, $2) AS version;
 -- $11 status. $12 rows; of every source at least $13 are looked at, if there are as many.
 WITH now AS MATERIALIZED (
     SELECT
+        s.ids_from,
         pg_current_snapshot() AS snapshot,
         coalesce($10::text::pg_snapshot, pg_current_snapshot()) AS first
+    FROM ledgerd.settings AS s
 ),
 
 -- Of each account the versions of the time that is asked for,
@@ -404,7 +436,7 @@ tokens AS MATERIALIZED (
 -- Everything by time; where there is more, down to the time of the last, and all of that time.
 by_time AS MATERIALIZED (
     (
-        SELECT t.transaction_id, t.kind, t.status, t.created_at, t.xact, 1 AS source
+        SELECT t.transaction_id, t.kind, t.status, t.created_at, t.xact, t.xmin AS written_by, 1 AS source
         FROM ledgerd.transactions AS t
         WHERE
             $1::bigint [] IS NULL AND coalesce($11::text, 'posted') IN ('posted')
@@ -413,7 +445,7 @@ by_time AS MATERIALIZED (
     )
     UNION ALL
     (
-        SELECT t.transaction_id, t.kind, t.status, t.created_at, t.xact, 2 AS source
+        SELECT t.transaction_id, t.kind, t.status, t.created_at, t.xact, t.xmin AS written_by, 2 AS source
         FROM ledgerd.transactions AS t
         WHERE
             $1::bigint [] IS NULL AND $11::text NOT IN ('posted', 'failed') AND t.kind IN ('hold', 'cancel')
@@ -421,11 +453,11 @@ by_time AS MATERIALIZED (
         ORDER BY t.created_at DESC FETCH FIRST $13 ROWS WITH TIES
     )
     UNION ALL
-    SELECT x.transaction_id, x.kind, x.status, x.created_at, x.xact, -a.account_id AS source
+    SELECT x.transaction_id, x.kind, x.status, x.created_at, x.xact, x.written_by, -a.account_id AS source
     FROM unnest($1::bigint []) AS a (account_id)
     CROSS JOIN
         LATERAL (
-            SELECT t.* FROM ledgerd.transactions AS t
+            SELECT t.xmin AS written_by, t.* FROM ledgerd.transactions AS t
             WHERE
                 t.debit_account = a.account_id
                 AND t.kind = 'cancel'
@@ -434,11 +466,11 @@ by_time AS MATERIALIZED (
             ORDER BY t.created_at DESC FETCH FIRST $13 ROWS WITH TIES
         ) AS x
     UNION ALL
-    SELECT x.transaction_id, x.kind, x.status, x.created_at, x.xact, a.account_id AS source
+    SELECT x.transaction_id, x.kind, x.status, x.created_at, x.xact, x.written_by, a.account_id AS source
     FROM unnest($1::bigint []) AS a (account_id)
     CROSS JOIN
         LATERAL (
-            SELECT t.* FROM ledgerd.transactions AS t
+            SELECT t.xmin AS written_by, t.* FROM ledgerd.transactions AS t
             WHERE
                 t.debit_account = a.account_id
                 AND t.kind = 'hold'
@@ -450,7 +482,7 @@ by_time AS MATERIALIZED (
 
 attempts_by_time AS MATERIALIZED (
     (
-        SELECT t.attempt_id, t.created_at, t.xact, 1 AS source
+        SELECT t.attempt_id, t.created_at, t.xact, t.xmin AS written_by, 1 AS source
         FROM ledgerd.attempts AS t
         WHERE
             $2::boolean AND $1::bigint [] IS NULL AND coalesce($11::text, 'failed') IN ('failed')
@@ -458,11 +490,11 @@ attempts_by_time AS MATERIALIZED (
         ORDER BY t.created_at DESC FETCH FIRST $13 ROWS WITH TIES
     )
     UNION ALL
-    SELECT x.attempt_id, x.created_at, x.xact, -a.account_id AS source
+    SELECT x.attempt_id, x.created_at, x.xact, x.written_by, -a.account_id AS source
     FROM unnest($1::bigint []) AS a (account_id)
     CROSS JOIN
         LATERAL (
-            SELECT t.attempt_id, t.created_at, t.xact FROM ledgerd.attempts AS t
+            SELECT t.attempt_id, t.created_at, t.xact, t.xmin AS written_by FROM ledgerd.attempts AS t
             WHERE
                 $2::boolean AND coalesce(t.debit_account, t.credit_account) = a.account_id
                 AND coalesce($11::text, 'failed') IN ('failed')
@@ -470,11 +502,11 @@ attempts_by_time AS MATERIALIZED (
             ORDER BY t.created_at DESC FETCH FIRST $13 ROWS WITH TIES
         ) AS x
     UNION ALL
-    SELECT x.attempt_id, x.created_at, x.xact, k.token_id AS source
+    SELECT x.attempt_id, x.created_at, x.xact, x.written_by, k.token_id AS source
     FROM tokens AS k
     CROSS JOIN
         LATERAL (
-            SELECT t.attempt_id, t.created_at, t.xact FROM ledgerd.attempts AS t
+            SELECT t.attempt_id, t.created_at, t.xact, t.xmin AS written_by FROM ledgerd.attempts AS t
             WHERE
                 t.token_id = k.token_id
                 AND ($5::bigint IS NULL OR coalesce(t.debit_account, t.credit_account) = $5)
@@ -485,30 +517,31 @@ attempts_by_time AS MATERIALIZED (
 ),
 
 found AS (
-    SELECT b.transaction_id AS id, false AS failed, b.kind, b.status, b.created_at, b.xact FROM by_time AS b
+    SELECT b.transaction_id AS id, false AS failed, b.kind, b.status, b.created_at, b.xact, b.written_by
+    FROM by_time AS b
     UNION ALL
-    SELECT x.transaction_id AS id, false AS failed, x.kind, x.status, x.created_at, x.xact
+    SELECT x.transaction_id AS id, false AS failed, x.kind, x.status, x.created_at, x.xact, x.written_by
     FROM reach AS r
     -- The order and the limit keep the planner at the index.
     CROSS JOIN
         LATERAL (
-            SELECT t.* FROM ledgerd.transactions AS t
+            SELECT t.xmin AS written_by, t.* FROM ledgerd.transactions AS t
             WHERE t.debit_account = r.account_id AND t.debit_version > r.passed AND t.debit_version <= r.newest
             ORDER BY t.debit_version DESC LIMIT r.newest - r.passed
         ) AS x
     UNION ALL
-    SELECT x.transaction_id AS id, false AS failed, x.kind, x.status, x.created_at, x.xact
+    SELECT x.transaction_id AS id, false AS failed, x.kind, x.status, x.created_at, x.xact, x.written_by
     FROM reach AS r
     CROSS JOIN
         LATERAL (
-            SELECT t.* FROM ledgerd.transactions AS t
+            SELECT t.xmin AS written_by, t.* FROM ledgerd.transactions AS t
             WHERE t.credit_account = r.account_id AND t.credit_version > r.passed AND t.credit_version <= r.newest
             ORDER BY t.credit_version DESC LIMIT r.newest - r.passed
         ) AS x
     -- Between two of the accounts: it is among the versions of the one it left already.
     WHERE x.debit_version IS NULL OR x.debit_account <> ALL($1)
     UNION ALL
-    SELECT a.attempt_id AS id, true AS failed, NULL AS kind, NULL AS status, a.created_at, a.xact
+    SELECT a.attempt_id AS id, true AS failed, NULL AS kind, NULL AS status, a.created_at, a.xact, a.written_by
     FROM attempts_by_time AS a
 ),
 
@@ -531,8 +564,8 @@ page AS MATERIALIZED (
         WHERE
             (f.created_at, f.id, f.failed) < ($7::timestamptz, $8::uuid, $9::boolean)
             AND coalesce(f.created_at >= e.created_at, true)
-            -- Whatever is beyond all ids given so far is from before a dump and restore, where ids began anew.
-            AND (pg_visible_in_snapshot(f.xact, n.first) OR f.xact >= pg_snapshot_xmax(n.snapshot))
+            -- What was restored from elsewhere was there before the first page.
+            AND (pg_visible_in_snapshot(f.xact, n.first) OR ledgerd.is_restored(f.written_by, f.xact, n.ids_from))
         -- A limit that is none: so that the states of holds are looked up in this order, and only for one page.
         ORDER BY f.created_at DESC, f.id DESC, f.failed DESC LIMIT 9223372036854775807
     ) AS o
@@ -860,13 +893,15 @@ ORDER BY e.event LIMIT $3;
 
 -- name: advance_events_since
 -- A page of the events of advances committed since snapshot $1, by xact, whole transactions; at least one row.
-WITH now AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot),
+WITH now AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot, s.ids_from FROM ledgerd.settings AS s),
 
 -- As of transactions: those that were under way at the snapshot, then those that began later.
 candidates AS (
     (
         SELECT e.* FROM ledgerd.advance_events AS e
-        WHERE e.xact = ANY(ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
+        WHERE
+            e.xact = ANY(ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
+            AND NOT ledgerd.is_restored(e.xmin, e.xact, (SELECT n.ids_from FROM now AS n))
         ORDER BY e.xact FETCH FIRST $2 ROWS WITH TIES
     )
     UNION ALL
@@ -875,6 +910,7 @@ candidates AS (
         WHERE
             e.xact >= pg_snapshot_xmax($1::text::pg_snapshot)
             AND e.xact < (SELECT pg_snapshot_xmax(n.snapshot) FROM now AS n)
+            AND NOT ledgerd.is_restored(e.xmin, e.xact, (SELECT n.ids_from FROM now AS n))
         ORDER BY e.xact FETCH FIRST $2 ROWS WITH TIES
     )
 ),
