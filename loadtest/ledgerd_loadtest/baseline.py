@@ -120,6 +120,19 @@ def terminate_backends(dsn: str, kind: str, count: int) -> int:
     return _run(terminate())
 
 
+def value(dsn: str, sql: str, *arguments: object) -> Any:
+    """The first value that a statement answers, None if it answers nothing."""
+
+    async def ask() -> Any:
+        connection = await _connect(dsn)
+        try:
+            return await connection.fetchval(sql, *arguments)
+        finally:
+            connection.terminate()
+
+    return _run(ask())
+
+
 @contextmanager
 def plain_schema(dsn: str, accounts: Sequence[int]) -> Iterator[None]:
     """The tables of plain transactions, with the given accounts; dropped at the end, whatever happens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -15,11 +16,18 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
-from ledgerd_loadtest import fanout_report, report, soak_report
+from ledgerd_loadtest import fanout_report, flood_report, report, soak_report
+from ledgerd_loadtest.attackers import CONNECTIONS_MAX, KINDS
 from ledgerd_loadtest.baseline import BaselineFailed
 from ledgerd_loadtest.bench import SINGLE_CONNECTIONS, Bench, Findings, Plan
+from ledgerd_loadtest.chaos import report as chaos_report
+from ledgerd_loadtest.chaos.history import write as write_history
+from ledgerd_loadtest.chaos.run import ChaosFailed, run_chaos
+from ledgerd_loadtest.chaos.run import Plan as ChaosPlan
 from ledgerd_loadtest.fanout import Fanout
 from ledgerd_loadtest.fanout import Plan as FanoutPlan
+from ledgerd_loadtest.flood import Flood
+from ledgerd_loadtest.flood import Plan as FloodPlan
 from ledgerd_loadtest.house import open_house
 from ledgerd_loadtest.soak import Plan as SoakPlan
 from ledgerd_loadtest.soak import SoakFailed
@@ -37,6 +45,7 @@ INTERRUPTED = 130
 EXPECTED = (
     BaselineFailed,
     CannotConnect,
+    ChaosFailed,
     ConnectionEnded,
     ConnectionFailed,
     DaemonDidNotStart,
@@ -249,6 +258,147 @@ def fanout(
         return DIFFERENCES if findings.problems else 0
 
     return _guarded(work, console, "the measurement")
+
+
+@app.command
+def flood(
+    *,
+    only: list[str] | None = None,
+    processes: Annotated[int, Parameter(validator=Number(gte=1, lte=8))] = 2,
+    sockets: Annotated[int, Parameter(validator=Number(gte=1, lte=CONNECTIONS_MAX))] = 3_000,
+    followers: Annotated[int, Parameter(validator=Number(gte=1, lte=5_000))] = 100,
+    rate: Annotated[float, Parameter(validator=Number(gt=0, lte=1_000))] = 20.0,
+    seconds: Annotated[float, Parameter(validator=Number(gt=0, lte=15))] = 3.0,
+    json: Path | None = None,
+) -> int:
+    """Attack a daemon of our own in many ways, and see how those who are signed in are served meanwhile.
+
+    A PostgreSQL and daemons of its own are started, and are gone afterwards; everything stays on this machine's
+    loopback. Before and during each attack 32 users transfer as fast as they can, a crowd follows an account, and one
+    more user connects. The figures are ratios: during over before. The attackers need processors too, the same ones, so
+    a ratio is less on a machine with few.
+
+    Ways: silent, one-address, slow, hit-and-run, garbage, guess, idle, chatty, big-frames, fragments, insider (one user
+    who is signed in), tls-half, tls-plain, tls-run.
+
+    Example: `ledgerd-loadtest flood --only silent --only slow --json flood.json`
+
+    Ends with 0, or with 1 if somebody who was signed in lost a connection, a reply or an event, 2 if the measurement
+    failed, 130 after Ctrl-C. A target that is missed is said and does not change that.
+
+    Parameters
+    ----------
+    only
+        The ways to attack; all of them if none is given.
+    processes
+        How many processes attack at once.
+    sockets
+        How many sockets they hold together, and how many new ones they open per second.
+    followers
+        How many connections follow the account.
+    rate
+        Transfers per second on the account that is followed.
+    seconds
+        How long each of the four stretches of an attack is.
+    json
+        Write everything that was found to this file.
+    """
+    console = Console()
+    kinds = list(only or KINDS)
+    plan = FloodPlan(kinds, processes, sockets, rate, followers, seconds)
+
+    def work() -> int:
+        strangers = [kind for kind in kinds if kind not in KINDS]
+        if strangers:
+            raise ValueError(f"no such way to attack: {', '.join(strangers)}; there are {', '.join(KINDS)}")
+        with open_house() as house:
+            findings = Flood(house, plan, _teller(console)).run()
+        flood_report.show(findings, console)
+        if json is not None:
+            json.write_bytes(flood_report.as_json(findings, plan))
+        return DIFFERENCES if findings.problems else 0
+
+    return _guarded(work, console, "the measurement")
+
+
+@app.command
+def chaos(
+    *,
+    daemons: Annotated[int, Parameter(validator=Number(gte=1, lte=8))] = 2,
+    minutes: Annotated[float, Parameter(validator=Number(gt=0, lte=1_440))] = 10.0,
+    fault_every: Annotated[float, Parameter(validator=Number(gt=0))] = 2.0,
+    pace: Annotated[float, Parameter(validator=Number(gte=0.01, lte=10))] = 0.15,
+    seed: int | None = None,
+    fault: Annotated[list[str] | None, Parameter(negative="")] = None,
+    workload: Annotated[list[str] | None, Parameter(negative="")] = None,
+    report: Path | None = None,
+    history: Path | None = None,
+) -> int:
+    """Break everything on purpose while money moves, and hold every answer against the ledger.
+
+    A PostgreSQL and daemons of its own are started, and are gone afterwards. All connections, of clients to daemons and
+    of daemons to the database, go through proxies that delay, throttle, reset, half-close, cut, swallow, and lose
+    replies after the commit. Daemons, single backends and PostgreSQL are killed and frozen, connections are terminated
+    at COMMIT, the disk is full, connections and locks run out, clocks jump.
+
+    Meanwhile money moves as in Jepsen's suites: a bank that is counted, a hot account, ids that are sent again and
+    altered, double spending, holds that expire, advances, reports, feeds. In the end everything unknown is asked about
+    by its id, and the whole history is judged: what was acknowledged is there once, what was refused is not, versions
+    follow real time, every subscriber was told everything, `ledgerd verify` is clean, no deadlock and no fence hit.
+
+    Examples:
+
+        ledgerd-loadtest chaos --minutes 30 --seed 7 --report REPORT.md
+        ledgerd-loadtest chaos --minutes 1 --fault "disk full" --workload bank --workload holds
+
+    Ends with 0, or with 1 if the verdict is wrong, 2 if there is none, 130 after Ctrl-C.
+
+    Parameters
+    ----------
+    daemons
+        How many daemons serve the one database.
+    minutes
+        How long there are faults.
+    fault_every
+        Seconds between two faults, on average.
+    pace
+        Seconds between two steps of a workload, about.
+    seed
+        Repeats the random choices of an earlier run (not the instants at which they meet).
+    fault
+        Only this kind of fault, as the report names it; may be given several times.
+    workload
+        Only this workload; may be given several times.
+    report
+        Write what was found to this file, in Markdown.
+    history
+        Write every call, fault, event and transaction to this file, a line of JSON each.
+    """
+    console = Console()
+    chosen = random.randrange(2**32) if seed is None else seed
+    plan = ChaosPlan(
+        seed=chosen,
+        seconds=60 * minutes,
+        daemons=daemons,
+        pace_s=pace,
+        fault_s=fault_every,
+        workloads=workload or (),
+        faults=fault or (),
+    )
+
+    def work() -> int:
+        findings = run_chaos(plan, _teller(console))
+        chaos_report.show(findings, chosen, console)
+        if history is not None:
+            write_history(findings.history, history)
+        if report is not None:
+            report.write_text(
+                chaos_report.as_markdown(findings, shlex.join(["ledgerd-loadtest", *sys.argv[1:]]), chosen)
+            )
+        return DIFFERENCES if findings.problems else 0
+
+    console.print(f"seed {chosen}", highlight=False)
+    return _guarded(work, console, "the chaos test")
 
 
 def _teller(console: Console) -> Callable[[str], None]:

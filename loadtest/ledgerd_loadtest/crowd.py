@@ -243,11 +243,16 @@ class _Beating:
 def beat(crowd: Crowd, url: str, token: str, tempo: Beat, version: int) -> Pulse:
     """Send a beat to a crowd whose followed account is at ``version`` now."""
     with SocketClient(url, token) as client:
-        beating = _Beating(crowd, client, tempo, version)
-        crowd.watch(client, beating.hear_reply)
-        crowd.on_update = beating.hear_update
-        try:
-            return beating.run()
-        finally:
-            crowd.on_update = None
-            crowd.unwatch(client)
+        return beat_on(client, crowd, tempo, version)
+
+
+def beat_on(client: SocketClient, crowd: Crowd, tempo: Beat, version: int) -> Pulse:
+    """`beat` on a connection that is open already."""
+    beating = _Beating(crowd, client, tempo, version)
+    crowd.watch(client, beating.hear_reply)
+    crowd.on_update = beating.hear_update
+    try:
+        return beating.run()
+    finally:
+        crowd.on_update = None
+        crowd.unwatch(client)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 import msgspec
 from rich import box
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ledgerd_loadtest.fanout import Findings, Plan
+from ledgerd_loadtest.measure import Target
 from ledgerd_loadtest.report import machine
 
 
@@ -37,7 +39,7 @@ def show(findings: Findings, console: Console) -> None:
     for name, values in findings.figures.items():
         table.add_row(name, f"{statistics.median(values):,.2f}", f"{min(values):,.2f} - {max(values):,.2f}")
     console.print(table)
-    console.print(_targets_table(findings))
+    console.print(targets_table(findings.targets))
     if findings.problems:
         console.print("[bold red]Wrong:[/bold red]")
         for problem in findings.problems:
@@ -46,11 +48,12 @@ def show(findings: Findings, console: Console) -> None:
         console.print(f"{findings.pushes:,} events came once and in order")
 
 
-def _targets_table(findings: Findings) -> Table:
+def targets_table(targets: Sequence[Target]) -> Table:
+    """What was reached, and what was not."""
     table = Table(title="against the targets, medians over the rounds", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("figure", "median", "target", ""):
         table.add_column(column, justify="left" if column == "figure" else "right")
-    for target in findings.targets:
+    for target in targets:
         bound = f"{'>=' if target.least else '<='} {target.bound:g}"
         reached = "[green]reached[/green]" if target.reached else "[red]missed[/red]"
         table.add_row(target.name, f"{target.value:,.2f}", bound, reached)

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -33,14 +33,30 @@ _PORTS = range(20_000, 32_000)
 _LINES_SHOWN = 5
 
 
-class ServedDaemon:
-    """One `ledgerd serve`. It listens on the same port whenever it runs."""
+LEDGERD = (sys.executable, "-m", "ledgerd")
+"""What starts a daemon: our own interpreter and our own module."""
 
-    def __init__(self, number: int, dsn: str, settings: dict[str, str], log: Path) -> None:
+
+class ServedDaemon:
+    """One `ledgerd serve`. It listens on the same ports whenever it runs."""
+
+    def __init__(
+        self,
+        number: int,
+        dsn: str,
+        settings: dict[str, str],
+        log: Path,
+        *,
+        launcher: Sequence[str] = LEDGERD,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.number = number
-        self._port = _free_port()
-        self.url = f"ws://127.0.0.1:{self._port}"
-        self._environment = {**os.environ, "LEDGERD_DSN": dsn}
+        self.port = _free_port()
+        self._http_port = _free_port()
+        self.url = f"ws://127.0.0.1:{self.port}"
+        self.http_url = f"http://127.0.0.1:{self._http_port}"
+        self._environment = {**os.environ, **(environment or {}), "LEDGERD_DSN": dsn}
+        self._launcher = launcher
         self._settings = settings
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -48,13 +64,13 @@ class ServedDaemon:
     def start(self, **settings: str) -> None:
         """Start it. Further settings hold until it is started again."""
         given = {"log_level": "warning", **self._settings, **settings}
-        command = [sys.executable, "-m", "ledgerd", "serve"]
-        command += ["--listen", f"127.0.0.1:{self._port}", "--http", "127.0.0.1:0"]
+        command = [*self._launcher, "serve"]
+        command += ["--listen", f"127.0.0.1:{self.port}", "--http", f"127.0.0.1:{self._http_port}"]
         for name, value in given.items():
             command += ["--set", f"{name}={value}"]
         with self._log.open("ab") as output:
             # A session of its own: Ctrl-C at the terminal is for the test, which then stops the daemon itself.
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own module
+            self._process = subprocess.Popen(  # noqa: S603 - `LEDGERD`, or what a test starts instead
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -68,13 +84,19 @@ class ServedDaemon:
         with trio.move_on_after(READY_TIMEOUT_S):
             while self.ended is None:
                 try:
-                    stream = await trio.open_tcp_stream("127.0.0.1", self._port)
+                    stream = await trio.open_tcp_stream("127.0.0.1", self.port)
                 except OSError:
                     await trio.sleep(LOOK_S)
                 else:
                     await stream.aclose()
                     return
         raise DaemonDidNotStart(f"daemon {self.number} ended ({self.ended}) or was not ready:\n{self._log.read_text()}")
+
+    @property
+    def pid(self) -> int:
+        """Its process number."""
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def ended(self) -> int | None:

@@ -42,6 +42,19 @@ def resident_kib(pid: int) -> int:
     return parse_resident_kib((_PROC / str(pid) / "status").read_text())
 
 
+def resident_peak_kib(pid: int) -> int:
+    """The most memory that a process has held since it began, or since `reset_peak`. Raises OSError, ValueError."""
+    for line in (_PROC / str(pid) / "status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1])
+    raise ValueError("no VmHWM: the process has ended")
+
+
+def reset_peak(pid: int) -> None:
+    """Begin to look for the most memory anew; see proc(5), clear_refs. Raises OSError."""
+    (_PROC / str(pid) / "clear_refs").write_text("5")
+
+
 def parse_open_files_max(text: str) -> int:
     """How many files a process may open, in the text of /proc/PID/limits. Raises ValueError."""
     for line in text.splitlines():

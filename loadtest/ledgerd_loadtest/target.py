@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -44,14 +44,17 @@ class DaemonFile(Struct):
 
 
 @contextmanager
-def spawned_daemon() -> Iterator[Daemon]:
-    """Run `ledgerd dev` with a private PostgreSQL in a directory that goes away at the end.
+def spawned_daemon(directory: Path | None = None) -> Iterator[Daemon]:
+    """Run `ledgerd dev` with a private PostgreSQL, in a directory that stays or in one that goes away at the end.
 
     Raises DaemonDidNotStart.
     """
-    with tempfile.TemporaryDirectory(prefix="ledgerd-loadtest-", ignore_cleanup_errors=True) as name:
-        data = Path(name) / "data"
-        log = Path(name) / "log"
+    with ExitStack() as stack:
+        if directory is None:
+            kept = tempfile.TemporaryDirectory(prefix="ledgerd-loadtest-", ignore_cleanup_errors=True)
+            directory = Path(stack.enter_context(kept))
+        data = directory / "data"
+        log = directory / "log"
         command = [sys.executable, "-m", "ledgerd", "dev", "--data", str(data)]
         command += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
         with log.open("wb") as output:
