@@ -72,6 +72,8 @@ class Arena:
         A daemon that ended because its database was not fit for it is started again, as systemd would.
         """
         self.cluster.free_disk()
+        if self.cluster.starved:
+            await self.cluster.stop()
         for clock in self.clocks:
             clock.set(0)
         await self.cluster.ready()
@@ -79,6 +81,8 @@ class Arena:
             proxy.clear()
         for daemon in self.daemons:
             self.cluster.signal(signal.SIGCONT, daemon.pid)
+            if daemon.number in self.dying:
+                daemon.remove()  # it may be about to end
         await self.start_daemons_again(self.daemons)
 
     def _environment(self, number: int) -> Mapping[str, str]:

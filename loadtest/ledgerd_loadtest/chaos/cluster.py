@@ -62,6 +62,7 @@ class Cluster:
     def __init__(self, data: Path, programs: Path, sockets: Path, token: str, *, own_disk: bool) -> None:
         self.token = token
         self.settings = dict(SETTINGS)
+        self.starved = False  # runs with further settings
         self.own_disk = own_disk
         self.log = sockets / "postgres.log"
         self.socket = sockets / ".s.PGSQL.5432"
@@ -89,6 +90,7 @@ class Cluster:
 
     def start(self, **settings: str) -> None:
         """Start it; further settings hold until it is started again."""
+        self.starved = bool(settings)
         owner = self._data.stat()
         command = [str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self._sockets)]
         for name, text in {**self.settings, **settings}.items():

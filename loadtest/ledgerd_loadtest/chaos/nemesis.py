@@ -54,6 +54,7 @@ FEW_CONNECTIONS = {
     "max_connections": "7",
     "superuser_reserved_connections": "2",
     "reserved_connections": "0",
+    "max_locks_per_transaction": "1000",  # of locks there are enough: daemons look before they serve
 }
 """Fewer than two daemons ask for, and two left for us."""
 
@@ -63,7 +64,7 @@ FEW_LOCKS = {
     "autovacuum_worker_slots": "1",
     "max_worker_processes": "1",
 }
-"""Room for some hundreds of locks in all, and wide batches ask for several hundred each."""
+"""Room for some hundreds of locks in all, while one call of a daemon may ask for a thousand."""
 
 _HOLD_ALL_LOCKS = """
 DO $$
