@@ -22,7 +22,7 @@ from rich.table import Table
 
 from ledgerd import __version__
 from ledgerd.epoch_commands import epoch_app
-from ledgerd.exits import EXIT_CODES, Exit, Failed, database_errors, failures_in_the_log, leaves
+from ledgerd.exits import EXIT_CODES, Exit, Failed, database_errors, failures_in_the_log, leaves, owner_dsn
 from ledgerd.remote import HERE, TALK, Door, call_once, members_of
 from ledgerd.report_command import report
 from ledgerd.terminal import stdout, write, write_json
@@ -243,14 +243,13 @@ def migrate(
     """
     from ledgerd.storage import migrations
 
-    if not dsn:
-        raise Failed("whose database? Give the owner's connection in LEDGERD_OWNER_DSN or --dsn", Exit.USAGE)
+    owner = owner_dsn(dsn)
     with database_errors():
         if apply:
-            done = migrations.migrate(dsn, report=lambda migration: write(f"applying {migration.name}"))
+            done = migrations.migrate(owner, report=lambda migration: write(f"applying {migration.name}"))
             write(f"{len(done)} applied; the database is up to date" if done else "nothing to do")
             return
-        missing = migrations.plan(dsn)
+        missing = migrations.plan(owner)
     for migration in missing:
         write(f"would apply {migration.name}")
     write("nothing changed; run again with --apply" if missing else "nothing to do")

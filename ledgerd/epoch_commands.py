@@ -6,18 +6,12 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from ledgerd.exits import Exit, Failed, database_errors
+from ledgerd.exits import database_errors, owner_dsn
 from ledgerd.terminal import write
 
 epoch_app = App(name="epoch", help="Show the epoch of the data, or begin a new one.", group="Run a ledger")
 
 OwnerDsn = Annotated[str | None, Parameter(name="--dsn", env_var="LEDGERD_OWNER_DSN")]
-
-
-def _given(dsn: str | None) -> str:
-    if not dsn:
-        raise Failed("whose database? Give the owner's connection in LEDGERD_OWNER_DSN or --dsn", Exit.USAGE)
-    return dsn
 
 
 @epoch_app.command
@@ -34,7 +28,7 @@ def show(*, dsn: OwnerDsn = None) -> None:
     from ledgerd.storage.owner_epoch import present_epoch
 
     with database_errors():
-        write(present_epoch(_given(dsn)))
+        write(present_epoch(owner_dsn(dsn)))
 
 
 @epoch_app.command
@@ -56,4 +50,4 @@ def new(*, dsn: OwnerDsn = None) -> None:
     from ledgerd.storage.owner_epoch import renew_epoch
 
     with database_errors():
-        write(renew_epoch(_given(dsn)))
+        write(renew_epoch(owner_dsn(dsn)))

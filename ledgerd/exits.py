@@ -54,6 +54,13 @@ def failures_in_the_log() -> Iterator[None]:
         raise SystemExit(int(failed.code)) from failed
 
 
+def owner_dsn(given: str | None) -> str:
+    """The owner's connection string. Raises Failed if there is none."""
+    if not given:
+        raise Failed("whose database? Give the owner's connection in LEDGERD_OWNER_DSN or --dsn", Exit.USAGE)
+    return given
+
+
 @contextmanager
 def database_errors() -> Iterator[None]:
     """What a connection of our own to the database may end with, said in a sentence."""

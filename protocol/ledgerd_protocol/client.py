@@ -500,10 +500,15 @@ class Client:
 
 def _doubted(raw: Raw) -> Raw:
     """The result of a batch of which an earlier sending was lost: that may still carry out what this one refused."""
-    result = msgspec.json.decode(raw)
-    for outcome in result["outcomes"]:
+    result = msgspec.json.decode(raw, type=dict[str, Raw])
+    # What was posted passes as it is: its metadata may have numbers that Python would spell otherwise.
+    outcomes = msgspec.json.decode(result["outcomes"], type=list[dict[str, Raw]])
+    for outcome in outcomes:
         if "error" in outcome:
-            outcome["error"]["data"]["applied"] = None
+            error = msgspec.json.decode(outcome["error"])
+            error["data"]["applied"] = None
+            outcome["error"] = Raw(msgspec.json.encode(error))
+    result["outcomes"] = Raw(msgspec.json.encode(outcomes))
     return Raw(msgspec.json.encode(result))
 
 

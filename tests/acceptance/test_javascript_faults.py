@@ -274,7 +274,7 @@ async def test_an_answer_that_may_pass_is_asked_again_with_the_same_id():
         sent.append(await peer.asked())
         await peer.refuse(sent[-1], 8008, "unavailable", retryable=True, applied=None)
         sent.append(await peer.asked())
-        await peer.answer(sent[-1], {"status": "posted"})
+        await peer.answer(sent[-1], {"outcomes": [{"result": {"status": "posted"}}]})
 
     async with serving(behave) as url:
         said = await said_by(
@@ -286,7 +286,7 @@ async def test_an_answer_that_may_pass_is_asked_again_with_the_same_id():
             """,
             url,
         )
-    assert said == [{"status": "posted"}]
+    assert said == [{"outcomes": [{"result": {"status": "posted"}}]}]
     assert sent[0] == sent[1] == sent[2]
     assert UUID(sent[0]["params"]["batch_id"]).version == 7
 
