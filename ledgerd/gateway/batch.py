@@ -41,13 +41,14 @@ _JOINED = BATCHABLE | {"transaction_cancel", "wallet_bet", "wallet_win", "wallet
 class _Entry:
     """One member: answered already (``reply``), or still to be executed."""
 
-    __slots__ = ("bytes_max", "member", "params", "reply")
+    __slots__ = ("bytes_max", "call", "member", "params", "reply")
 
     def __init__(self, member: Member | None, params: Params | None, reply: bytes | None) -> None:
         self.member = member
         self.params = params
         self.reply = reply
         self.bytes_max: int | None = None  # of the encoded result; None is a list, which takes what room there is
+        self.call: Call | None = None  # of money commands, once planned: who acts is not asked again afterwards
 
 
 class Batch:
@@ -179,8 +180,9 @@ class Batch:
 
     async def _run_after(self, entry: _Entry, plan: Plan) -> None:
         assert plan.afterwards is not None
+        assert entry.call is not None
         try:
-            self._reply(entry, await plan.afterwards(self._call(entry)))
+            self._reply(entry, await plan.afterwards(entry.call))
         except (LedgerError, StorageUnavailable) as error:
             self._refuse(entry, error, applied=None)
 
@@ -213,7 +215,8 @@ class Batch:
             assert isinstance(handler, Money)
             try:
                 self._admit(entry)
-                plan = handler.plan(self._call(entry), entry.params)
+                entry.call = self._call(entry)
+                plan = handler.plan(entry.call, entry.params)
                 entry.member.plan = plan
                 plans.append((entry, plan))
             except LedgerError as error:

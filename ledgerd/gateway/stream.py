@@ -216,11 +216,10 @@ class WireStream(trio.abc.Stream):
 
     def _take_request(self, data: bytes | bytearray) -> None:
         """Keep what has come of the request: byte by byte it would cost h11 a thousand times as much as at once."""
-        begins = not self._partial
         self._partial = seen = self._partial + data
         end = seen.find(_HEADERS_END, max(0, len(seen) - len(data) - 3))
         # h11 would wait for the end of the line, whatever it begins with. No method of HTTP is shorter than three.
-        garbage = begins and not (data[:3].isalpha() and data[:3].isupper())
+        garbage = not (seen[:3].isalpha() and seen[:3].isupper())
         # Bytes after the request and before our answer would be lost by wsproto, and frames misread from there on.
         early = end >= 0 and end + len(_HEADERS_END) != len(seen)
         if early or garbage or len(seen) > HANDSHAKE_BYTES_MAX:

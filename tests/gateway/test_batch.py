@@ -249,3 +249,16 @@ async def test_a_sign_in_inside_a_batch_counts_for_what_follows_it() -> None:
         replies = await client.receive()
         assert [reply.get("error", {}).get("code") for reply in replies] == [1001, None, None]
         assert (await client.receive())["result"]["kind"] == "debit"
+
+
+async def test_who_signs_out_while_a_batch_executes_still_gets_its_answer() -> None:
+    async with open_door() as door:
+        client = await door.user(1)
+        door.router.holding = True
+        await client.send([ask(1, "account_close", account_id=MINE)])
+        await door.router.taken(1)
+        assert (await client.call("session_logout"))["revoked"] == 1
+        door.router.answer(door.router.units[0])
+        (answer,) = await client.receive()
+        assert answer["result"]["account_id"] == MINE
+        assert (await client.call("session_status"))["authenticated"] is False

@@ -142,6 +142,17 @@ async def test_what_does_not_begin_as_http_is_cut_off_at_once(data: bytes) -> No
         await receive(stream)
 
 
+async def test_what_turns_out_not_to_begin_as_http_is_cut_off() -> None:
+    stream, peer = make()
+    await peer.send_all(b"P")
+    with trio.move_on_after(0) as waiting:
+        await receive(stream)
+    assert waiting.cancelled_caught
+    await peer.send_all(b"\r\n\r\n")
+    with pytest.raises(trio.BrokenResourceError):
+        await receive(stream)
+
+
 async def test_a_request_that_comes_byte_by_byte_is_given_on_whole() -> None:
     stream, peer = make()
     seen: list[bytes] = []
