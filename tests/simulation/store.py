@@ -174,10 +174,10 @@ class Store:
                 if fault is Fault.LOST_BEFORE_COMMIT:
                     backend.finish(None, StorageUnavailable("the connection was lost", applied=None))
                     return
-                if not locked.issuperset(self._accounts_of(backend.units)):
-                    continue  # something it refers to has been posted since: it is on other accounts than was known
                 if fault is Fault.STALLED:
                     await trio.sleep(rng.choice((1.0, 4.0, 7.0)))
+                if not locked.issuperset(self._accounts_of(backend.units)):
+                    continue  # something it refers to has been posted since: it is on other accounts than was known
                 outcomes = self._commit(backend, clock, locked_at)
             finally:
                 for lock in held:

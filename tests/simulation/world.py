@@ -278,12 +278,18 @@ class World:
 
     async def _resolve_one(self, line: Line, transaction_id: str) -> None:
         method, params = self.orders.cancel(transaction_id)
-        request = {"jsonrpc": "2.0", "id": transaction_id, "method": method, "params": params}
-        sendings = self.witness.sends(method, params, None)
-        await line.write(frame(msgspec.json.encode(request)))
-        reply = await line.receive()
-        error = reply.get("error")
-        self.witness.answered(sendings, reply.get("result"), error)
+        request = frame(
+            msgspec.json.encode({"jsonrpc": "2.0", "id": transaction_id, "method": method, "params": params})
+        )
+        while True:
+            sendings = self.witness.sends(method, params, None)
+            await line.write(request)
+            reply = await line.receive()
+            error = reply.get("error")
+            self.witness.answered(sendings, reply.get("result"), error)
+            if error is None or not error["data"]["retryable"]:
+                break
+            await trio.sleep(0.2)  # the daemon may still be on its way back to its database
         self.witness.counts["resolved"] += 1
         if error is not None and error["data"]["code"] not in ("already_posted", "transaction_id_reused"):
             self.trace.fail(f"what became of {transaction_id} cannot be found out: {error['data']['code']}")
